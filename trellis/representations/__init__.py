@@ -1,0 +1,1 @@
+"""Gaussians, meshes and FlexiCubes: data and file formats, no rendering."""

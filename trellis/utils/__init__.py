@@ -1,0 +1,1 @@
+"""Names that users of the original package import; the work is done in `trellis.export` and `trellis.renderers`."""
