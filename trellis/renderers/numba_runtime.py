@@ -1,0 +1,71 @@
+"""The one place that imports numba: threading layer, lock, and compilation with an on-disk cache.
+
+Kernels are declared with `kernel` and called inside `exclusive()`:
+
+    @kernel(parallel=True)
+    def _double(x): ...
+
+    with exclusive():
+        _double(array)
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+# numba reads both variables when it is first imported. "omp" is the layer of the stock wheel that survives calls from
+# several Python threads ("workqueue" aborts the process), and the passive wait policy keeps idle OpenMP threads
+# from spinning on cores that other work wants.
+os.environ.setdefault("NUMBA_THREADING_LAYER", "omp")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def _ensure_writable_cache(source_folder: Path) -> None:
+    """Send compiled kernels to a private folder when the installed package is read-only (numba caches beside it)."""
+    if "NUMBA_CACHE_DIR" in os.environ or os.access(source_folder, os.W_OK):
+        return
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    user = os.getuid() if hasattr(os, "getuid") else "user"
+    for folder in (base / "trellis" / "numba", Path(tempfile.gettempdir()) / f"trellis-numba-{user}"):
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError:
+            continue
+        if os.access(folder, os.W_OK):
+            os.environ["NUMBA_CACHE_DIR"] = str(folder)
+            return
+
+
+_ensure_writable_cache(Path(__file__).parent)
+
+import numba  # noqa: E402  (after the environment is set)
+
+prange = numba.prange
+
+_lock = threading.RLock()
+
+
+def exclusive() -> threading.RLock:
+    """The process-wide lock around kernel launches, as a context manager. Re-entrant within one thread.
+
+    A parallel kernel already uses every core, so concurrent launches gain nothing, and nested OpenMP teams started
+    from several threads oversubscribe the machine.
+    """
+    return _lock
+
+
+def kernel(function: Callable | None = None, *, parallel: bool = False, fastmath: bool = False) -> Callable:
+    """Compile a function with numba: nopython, releases the GIL, cached on disk; usable bare or with arguments."""
+    if function is None:
+        return functools.partial(kernel, parallel=parallel, fastmath=fastmath)
+    return numba.njit(function, cache=True, nogil=True, parallel=parallel, fastmath=fastmath)
+
+
+def num_threads() -> int:
+    """Threads that a parallel kernel will use."""
+    return numba.get_num_threads()
