@@ -115,7 +115,7 @@ class Gaussian:
 
     @property
     def get_color(self) -> torch.Tensor:
-        """RGB [N, 3] clamped to [0, 1]. A splat itself may be brighter than 1: renderers clamp `raw_color` below only."""
+        """RGB [N, 3] clamped to [0, 1]; a splat itself may be brighter, which renderers keep (see `raw_color`)."""
         return self.raw_color.clamp(0, 1)
 
     @property
