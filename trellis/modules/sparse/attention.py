@@ -1,0 +1,231 @@
+"""Attention among the voxels of a sample, or of a window of it, in batches of variable length.
+
+Voxels that attend to each other form a *segment*. Segments of similar length are gathered into a few padded batches,
+so there is no loop over windows or samples; padding is masked and never reaches a result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..norm import MultiHeadRMSNorm
+from .tensor import Sites, SparseTensor, encode
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Segments of similar length, padded to the longest."""
+
+    segments: Tensor  # [W] int64, which segments these are
+    length: int  # padded length L
+    rows: Tensor  # [W * L] int64, feature rows; padding repeats rows of other segments
+    mask: Tensor | None  # [W, 1, 1, L] bool, False where padding; None if there is none
+
+
+@dataclass(frozen=True)
+class Segments:
+    """A partition of the voxels into groups of mutual attention."""
+
+    buckets: list[Bucket]
+    position: Tensor | None  # [N] int64, place of each voxel in the concatenated buckets; None if there is one segment
+
+    def collect(self, outputs: list[Tensor]) -> Tensor:
+        """Bring bucket results ``[W, H, L, D]`` back to voxel order: ``[N, H, D]``."""
+        rows = torch.cat([out.transpose(1, 2).flatten(0, 1) for out in outputs])
+        return rows if self.position is None else rows.index_select(0, self.position)
+
+
+def sample_segments(sites: Sites) -> Segments:
+    """Each sample attends within itself; cached on `sites`."""
+    return sites.cached("sample_segments", lambda: _build_segments(sites.counts, None, sites.coords.device))
+
+
+def window_ids(sites: Sites, size: int, shift: int = 0) -> Tensor:
+    """``[N]`` int64, equal for voxels of one sample in the same window of `size`^3 after adding `shift` to each axis."""
+    cells = sites.coords.clone()
+    cells[:, 1:] = (cells[:, 1:] + shift).div(size, rounding_mode="floor")
+    return encode(cells, [(extent - 1 + shift) // size + 1 for extent in sites.extent])
+
+
+def window_segments(sites: Sites, size: int, shift: int = 0) -> Segments:
+    """Each window (see `window_ids`) attends within itself; cached on `sites`."""
+
+    def build() -> Segments:
+        ids, order = window_ids(sites, size, shift).sort(stable=True)
+        lengths = torch.unique_consecutive(ids, return_counts=True)[1].tolist()
+        return _build_segments(lengths, order, sites.coords.device)
+
+    return sites.cached(("windows", size, shift), build)
+
+
+def _build_segments(lengths: Sequence[int], order: Tensor | None, device: torch.device) -> Segments:
+    """Bucket consecutive runs of `lengths` rows of `order` (None: rows as they are) by length, in half octaves."""
+    total = sum(lengths)
+    sizes = torch.tensor(lengths)
+    starts = sizes.cumsum(0) - sizes
+    levels = (2 * sizes.clamp_min(16).double().log2()).ceil()
+    bases = torch.empty_like(sizes)
+    buckets, filled = [], 0
+    for level in levels.unique().tolist():
+        members = (levels == level).nonzero()[:, 0]
+        bucket_sizes = sizes[members]
+        length = int(bucket_sizes.max())
+        equal = bool((bucket_sizes == length).all())
+        if not equal:
+            length = -(-length // 8) * 8  # fused kernels want an aligned mask
+        bases[members] = filled + torch.arange(len(members)) * length
+        filled += len(members) * length
+        slots = torch.arange(length, device=device)
+        # Padding reads the rows that follow: spread over the tensor, unlike one repeated row, it does not serialise
+        # the accumulation of gradients (which are zero there).
+        rows = (starts[members].to(device)[:, None] + slots).clamp_max(total - 1).flatten()
+        mask = None if equal else (slots < bucket_sizes.to(device)[:, None])[:, None, None]
+        rows = rows if order is None else order[rows]
+        buckets.append(Bucket(members.to(device), length, rows, mask))
+    if len(lengths) == 1 and order is None:
+        return Segments(buckets, None)
+    slots = torch.arange(total, device=device) + (bases - starts).to(device).repeat_interleave(
+        sizes.to(device), output_size=total
+    )
+    if order is None:
+        return Segments(buckets, slots)
+    return Segments(buckets, torch.empty_like(slots).index_copy_(0, order, slots))
+
+
+def _padded(feats: Tensor, segments: Segments, bucket: Bucket) -> Tensor:
+    """Rows of a bucket: ``[N, ...] -> [W, L, ...]``."""
+    rows = feats if segments.position is None else feats.index_select(0, bucket.rows)
+    return rows.unflatten(0, (-1, bucket.length))
+
+
+def segment_attention(qkv: Tensor, segments: Segments) -> Tensor:
+    """Self-attention within each segment.
+
+    Args:
+        qkv: ``[N, 3, H, D]``.
+        segments: from `sample_segments` or `window_segments`.
+
+    Returns:
+        ``[N, H, D]``.
+    """
+    outputs = []
+    for bucket in segments.buckets:
+        q, k, v = _padded(qkv, segments, bucket).permute(2, 0, 3, 1, 4)  # each [W, H, L, D]
+        outputs.append(F.scaled_dot_product_attention(q, k, v, attn_mask=bucket.mask))
+    return segments.collect(outputs)
+
+
+def sample_cross_attention(q: Tensor, kv: Tensor, sites: Sites) -> Tensor:
+    """Attention of the voxels of each sample to that sample's context.
+
+    Args:
+        q: ``[N, H, D]``.
+        kv: ``[B, M, 2, H, D]``.
+        sites: the voxels of `q`, in B samples.
+
+    Returns:
+        ``[N, H, D]``.
+    """
+    if len(kv) != sites.batch_size:
+        raise ValueError(f"a context of {len(kv)} samples does not fit a batch of {sites.batch_size}")
+    segments = sample_segments(sites)
+    k, v = kv.permute(2, 0, 3, 1, 4)  # each [B, H, M, D]
+    outputs = []
+    for bucket in segments.buckets:
+        queries = _padded(q, segments, bucket).transpose(1, 2)
+        keys, values = (x.index_select(0, bucket.segments) if sites.batch_size > 1 else x for x in (k, v))
+        outputs.append(F.scaled_dot_product_attention(queries, keys, values))
+    return segments.collect(outputs)
+
+
+class SparseSelfAttention(nn.Module):
+    """Multi-head self-attention over whole samples or over cubic windows.
+
+    Args:
+        channels: width of input and output.
+        num_heads: heads; must divide `channels`.
+        window_size: edge of the windows in voxels, or None to attend over the whole sample.
+        shift: added to each coordinate before it is divided into windows (no wrap-around).
+        qkv_bias: bias of the q, k, v projection.
+        qk_rms_norm: RMS-normalise queries and keys per head.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        num_heads: int,
+        window_size: int | None = None,
+        shift: int = 0,
+        qkv_bias: bool = True,
+        qk_rms_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        if channels % num_heads:
+            raise ValueError(f"{num_heads} heads do not divide {channels} channels")
+        self.num_heads, self.window_size, self.shift, self.qk_rms_norm = num_heads, window_size, shift, qk_rms_norm
+        self.to_qkv = nn.Linear(channels, 3 * channels, bias=qkv_bias)
+        self.to_out = nn.Linear(channels, channels)
+        if qk_rms_norm:
+            self.q_rms_norm = MultiHeadRMSNorm(channels // num_heads, num_heads)
+            self.k_rms_norm = MultiHeadRMSNorm(channels // num_heads, num_heads)
+
+    def forward(self, x: SparseTensor) -> SparseTensor:
+        qkv = self.to_qkv(x.feats).unflatten(1, (3, self.num_heads, -1))
+        if self.qk_rms_norm:
+            q, k, v = qkv.unbind(1)
+            qkv = torch.stack([self.q_rms_norm(q), self.k_rms_norm(k), v], dim=1)
+        if self.window_size is None:
+            segments = sample_segments(x.sites)
+        else:
+            segments = window_segments(x.sites, self.window_size, self.shift)
+        return x.replace(self.to_out(segment_attention(qkv, segments).flatten(1)))
+
+
+class SparseCrossAttention(nn.Module):
+    """Multi-head attention from voxels to context tokens.
+
+    A list of contexts (one for each view) is attended one by one with the same queries, and the results are averaged.
+
+    Args:
+        channels: width of input and output.
+        ctx_channels: width of the context.
+        num_heads: heads; must divide `channels`.
+        qkv_bias: bias of the q and k, v projections.
+        qk_rms_norm: RMS-normalise queries and keys per head.
+    """
+
+    def __init__(
+        self, channels: int, ctx_channels: int, num_heads: int, qkv_bias: bool = True, qk_rms_norm: bool = False
+    ) -> None:
+        super().__init__()
+        if channels % num_heads:
+            raise ValueError(f"{num_heads} heads do not divide {channels} channels")
+        self.num_heads, self.qk_rms_norm = num_heads, qk_rms_norm
+        self.to_q = nn.Linear(channels, channels, bias=qkv_bias)
+        self.to_kv = nn.Linear(ctx_channels, 2 * channels, bias=qkv_bias)
+        self.to_out = nn.Linear(channels, channels)
+        if qk_rms_norm:
+            self.q_rms_norm = MultiHeadRMSNorm(channels // num_heads, num_heads)
+            self.k_rms_norm = MultiHeadRMSNorm(channels // num_heads, num_heads)
+
+    def project_context(self, context: Tensor) -> Tensor:
+        """Keys and values of ``[B, M, ctx_channels]``: ``[B, M, 2, H, D]``. They do not depend on the voxels."""
+        kv = self.to_kv(context).unflatten(2, (2, self.num_heads, -1))
+        if self.qk_rms_norm:
+            k, v = kv.unbind(2)
+            kv = torch.stack([self.k_rms_norm(k), v], dim=2)
+        return kv
+
+    def forward(self, x: SparseTensor, context: Tensor | Sequence[Tensor]) -> SparseTensor:
+        """`context` is ``[B, M, ctx_channels]``, or a list of such tensors whose M may differ."""
+        q = self.to_q(x.feats).unflatten(1, (self.num_heads, -1))
+        if self.qk_rms_norm:
+            q = self.q_rms_norm(q)
+        views = [context] if isinstance(context, Tensor) else context
+        out = sum(sample_cross_attention(q, self.project_context(view), x.sites) for view in views) / len(views)
+        return x.replace(self.to_out(out.flatten(1)))
