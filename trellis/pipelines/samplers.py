@@ -1,10 +1,10 @@
 """Euler sampling of a rectified flow with classifier-free guidance inside a time interval.
 
-The flow runs from noise at t = 1 to data at t = 0: x_t = (1 - t) x_0 + (s + (1 - s) t) noise with s = `sigma_min`, and the
-network predicts the velocity v = dx/dt = (1 - s) noise - x_0 (Lipman et al., "Flow Matching for Generative Modeling",
-2022; Liu et al., "Flow Straight and Fast", 2022). Guidance: Ho & Salimans, "Classifier-Free Diffusion Guidance", 2022;
-the interval: Kynkäänniemi et al., 2024; the rescaling: Lin et al., "Common Diffusion Noise Schedules and Sample Steps
-Are Flawed", 2023.
+The flow runs from noise at t = 1 to data at t = 0: x_t = (1 - t) x_0 + (s + (1 - s) t) noise with s = `sigma_min`, and
+the network predicts the velocity v = dx/dt = (1 - s) noise - x_0 (Lipman et al., "Flow Matching for Generative
+Modeling", 2022; Liu et al., "Flow Straight and Fast", 2022). Guidance: Ho & Salimans, "Classifier-Free Diffusion
+Guidance", 2022; the interval: Kynkäänniemi et al., 2024; the rescaling: Lin et al., "Common Diffusion Noise Schedules
+and Sample Steps Are Flawed", 2023.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 
 from trellis.errors import InputError
 
-# Both a dense tensor [B, C, ...] and a SparseTensor (feats [N, C], coords [N, 4] with the batch index first) are samples.
+# A dense tensor [B, C, ...] or a SparseTensor (feats [N, C], coords [N, 4] with the batch index first).
 Sample = Any
 Condition = Any
 
@@ -106,8 +106,8 @@ class FlowEulerGuidanceIntervalSampler:
     def schedule(steps: int, rescale_t: float = 1.0) -> np.ndarray:
         """Times from 1 to 0, `steps + 1` of them, in float64.
 
-        The precision is part of the definition: the 12-step schedule with rescale_t 3 has a step at exactly 0.6 in float64,
-        the usual lower end of the guidance interval, which float32 may miss.
+        The precision is part of the definition: the 12-step schedule with rescale_t 3 has a step at exactly 0.6 in
+        float64, the usual lower end of the guidance interval, which float32 may miss.
         """
         u = np.linspace(1, 0, steps + 1)
         return rescale_t * u / (1 + (rescale_t - 1) * u)
@@ -122,7 +122,7 @@ class FlowEulerGuidanceIntervalSampler:
     ) -> Iterator[SamplerStep]:
         """Yield one SamplerStep after each Euler step; stop iterating to interrupt.
 
-        model: `model(x, t, condition)` with t = 1000 * time, float32 [B], returning a velocity shaped like x. If it has a
+        model: `model(x, t, condition)` with t = 1000 * time, float32 [B], returning a velocity shaped like x. With a
             true attribute `batched_guidance`, a dense guided step makes one call with both branches along the batch.
         noise: the state at t = 1, dense [B, C, ...] or sparse.
         conditions: maps the step index to its (positive, negative) condition.
@@ -225,7 +225,8 @@ def _like(x: Sample, data: torch.Tensor) -> Sample:
 def _spread(x: Sample, data: torch.Tensor) -> torch.Tensor:
     """Standard deviation of `data` per sample of x, shaped to multiply `data`.
 
-    Dense samples use the unbiased estimate, sparse ones the population value over voxels and channels: the reference does.
+    As in the reference, dense samples use the unbiased estimate, sparse ones the population value over voxels and
+    channels.
     """
     if not _is_sparse(x):
         return data.std(dim=tuple(range(1, data.ndim)), keepdim=True)

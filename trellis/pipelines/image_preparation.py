@@ -1,0 +1,120 @@
+"""From photographs to what the encoders read: object cut out, centred, squared, and as tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from trellis.errors import InputError
+from trellis.pipelines.background import Segmenter, segmenter
+from trellis.pipelines.image_files import MAX_VIEWS, OPAQUE, check_views, open_image
+
+__all__ = ["MAX_VIEWS", "check_views", "cut_out", "encode_image", "open_image", "preprocess_image", "views_to_tensor"]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+_SEGMENT_SIDE = 1024  # pixels; longer photographs are shrunk before the background is removed
+_MARGIN = 1.1  # side of the crop over the longer side of the object's box
+
+
+def has_usable_alpha(image: Image.Image) -> bool:
+    """Whether the image brings its own mask: an alpha channel that is not opaque everywhere."""
+    return image.mode == "RGBA" and image.getextrema()[3][0] < 255
+
+
+def cut_out(image: Image.Image, segment: Segmenter | None = None) -> Image.Image:
+    """The image as RGBA with alpha telling the object from its background.
+
+    A usable alpha is kept as it is. Otherwise the image is shrunk to at most 1024 pixels a side and `segment` (default:
+    the best method on this machine) marks the object; alpha is then 0 or 255. Raises InputError if no object is seen.
+    """
+    if has_usable_alpha(image):
+        return image
+    image = image.convert("RGB")
+    scale = _SEGMENT_SIDE / max(image.size)
+    if scale < 1:
+        size = tuple(max(1, int(side * scale)) for side in image.size)
+        image = image.resize(size, Image.Resampling.LANCZOS)
+    mask = np.asarray((segment or segmenter())(image))
+    alpha = Image.fromarray(mask.astype(np.uint8)).resize(image.size)
+    alpha = alpha.point([255 if value > 128 else 0 for value in range(256)])
+    image.putalpha(alpha)
+    return image
+
+
+def preprocess_image(image: Image.Image, resolution: int = 518, segment: Segmenter | None = None) -> Image.Image:
+    """Cut out, crop around the object with a tenth of margin, centre on a square, and resize.
+
+    Returns RGBA, resolution x resolution, with colour zeroed outside the object (alpha up to 0.8) and alpha kept. An
+    image in which nothing is opaque comes back as RGB, uncropped and at its own size.
+
+    Raises InputError if there is no object to see or if it is too small to crop to.
+    """
+    image = cut_out(image, segment)
+    box = _object_square(np.asarray(image)[..., 3])
+    if box is None:
+        return image.convert("RGB")
+    left, top, right, bottom = box
+    if right - left < 2 or bottom - top < 2:
+        raise InputError("The object covers less than 2 x 2 pixels of the image; use a closer view of it.")
+    crop = image.crop(box)
+    side = max(crop.size)
+    square = Image.new("RGBA", (side, side))
+    square.paste(crop, ((side - crop.width) // 2, (side - crop.height) // 2))
+
+    # Straight (not premultiplied) colour, bilinear without antialiasing, truncation: what the encoders were trained on.
+    pixels = torch.from_numpy(np.array(square)).permute(2, 0, 1)[None].float() / 255  # [1, 4, side, side]
+    pixels = F.interpolate(pixels, size=(resolution, resolution), mode="bilinear", align_corners=False)[0]
+    colour, alpha = pixels[:3], pixels[3:]
+    pixels = torch.cat([colour * (alpha > 0.8), alpha])
+    return Image.fromarray((pixels * 255).byte().permute(1, 2, 0).contiguous().numpy())
+
+
+def _object_square(alpha: np.ndarray) -> tuple[int, int, int, int] | None:
+    """Left, top, right, bottom of the square around the opaque pixels of alpha [H, W], with margin, clipped."""
+    rows, columns = np.nonzero(alpha > OPAQUE)
+    if len(rows) == 0:
+        return None
+    left, right, top, bottom = (int(v) for v in (columns.min(), columns.max(), rows.min(), rows.max()))
+    half = int(max(right - left, bottom - top) * _MARGIN) // 2
+    x, y = (left + right) / 2, (top + bottom) / 2
+    height, width = alpha.shape
+    return max(int(x - half), 0), max(int(y - half), 0), min(int(x + half), width), min(int(y + half), height)
+
+
+def views_to_tensor(images: Sequence[Image.Image], resolution: int) -> torch.Tensor:
+    """Views as float32 [n, 3, resolution, resolution] in [0, 1], alpha dropped without compositing.
+
+    Images of another size are resized first, with their alpha: Pillow weighs colours by alpha there, so that hidden
+    colours do not bleed over the outline.
+    """
+    views = []
+    for image in images:
+        if image.mode not in ("RGB", "RGBA"):
+            image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+        if image.size != (resolution, resolution):
+            image = image.resize((resolution, resolution), Image.Resampling.LANCZOS)
+        pixels = np.array(image.convert("RGB")).astype(np.float32) / 255
+        views.append(torch.from_numpy(pixels).permute(2, 0, 1))
+    return torch.stack(views)
+
+
+def normalise(views: torch.Tensor) -> torch.Tensor:
+    """Subtract ImageNet's mean colour and divide by its deviation; views [n, 3, H, W] in [0, 1]."""
+    mean = views.new_tensor(IMAGENET_MEAN)[:, None, None]
+    std = views.new_tensor(IMAGENET_STD)[:, None, None]
+    return (views - mean) / std
+
+
+@torch.no_grad()
+def encode_image(views: torch.Tensor, encoder: torch.nn.Module) -> torch.Tensor:
+    """DINOv2 tokens of views [n, 3, H, W] in [0, 1]: [n, 1 + registers + patches, C].
+
+    These are the tokens before the encoder's own final norm, layer-normed without parameters.
+    """
+    tokens = encoder.forward_features(normalise(views))["x_prenorm"]
+    return F.layer_norm(tokens, tokens.shape[-1:])
