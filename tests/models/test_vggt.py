@@ -240,6 +240,12 @@ class TestVGGT:
         torch.testing.assert_close(half["points"], full["points"], atol=2e-2, rtol=5e-2)
         torch.testing.assert_close(half["pose_enc"], full["pose_enc"], atol=2e-2, rtol=5e-2)
 
+    def test_runs_in_half_precision(self, small_vggt):
+        with torch.no_grad():
+            out = small_vggt.to(torch.bfloat16)(torch.rand(1, 2, 3, 56, 56))
+        assert out["points"].dtype == small_vggt.dtype == torch.bfloat16
+        assert out["points"].isfinite().all()
+
     def test_compiles_into_one_graph(self, small_vggt):
         images = torch.rand(1, 2, 3, 56, 42)
         with torch.no_grad():

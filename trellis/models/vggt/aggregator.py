@@ -105,7 +105,8 @@ class Aggregator(nn.Module):
         batch, views, _, height, width = images.shape
 
         mean, std = imagenet_statistics(images.device)
-        patches = self.patch_embed((images.flatten(0, 1) - mean) / std)["x_norm_patchtokens"]
+        normalised = ((images.flatten(0, 1) - mean) / std).to(self.camera_token.dtype)
+        patches = self.patch_embed(normalised)["x_norm_patchtokens"]
         special = torch.cat([self.camera_token, self.register_token], dim=2)  # [1, 2, 1 + R, C]
         special = torch.cat([special[:, :1], special[:, 1:].expand(-1, views - 1, -1, -1)], dim=1)
         special = special.expand(batch, -1, -1, -1).flatten(0, 1)

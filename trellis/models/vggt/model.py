@@ -93,6 +93,8 @@ class VGGT(nn.Module):
         with torch.autocast(images.device.type, enabled=False):
             levels = [None if level is None else level.to(self.dtype) for level in tokens]
             poses = self.camera_head(levels)
-            points, confidence = self.point_head(levels, images, patch_start_idx)
+            # With gradients every activation is kept anyway, so working through the views in chunks would save nothing.
+            chunk = None if torch.is_grad_enabled() else 8
+            points, confidence = self.point_head(levels, images, patch_start_idx, frames_chunk_size=chunk)
         outputs = {"pose_enc": poses[-1], "pose_enc_list": poses, "points": points, "points_conf": confidence}
         return outputs if keep is None else {**outputs, "tokens": tokens}
