@@ -122,7 +122,7 @@ def test_cross_attention_is_per_sample_and_averages_views():
     context = [torch.randn(3, 5, 10), torch.randn(3, 7, 10)]
     out = layer(x, context)
     for sample, rows in enumerate(x.layout):
-        alone = [layer(x[sample], view[sample : sample + 1]).feats for view in context]
+        alone = [layer(x[sample], [view[sample : sample + 1]]).feats for view in context]
         assert_close(out.feats[rows], sum(alone) / 2)
 
 

@@ -6,14 +6,21 @@ so there is no loop over windows or samples; padding is masked and never reaches
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..norm import MultiHeadRMSNorm
+from ..attention import (
+    BatchedContext,
+    ConstantContext,
+    LayerContext,
+    MultiHeadAttention,
+    ProjectedContext,
+    ZeroCondition,
+)
 from .tensor import Sites, SparseTensor, encode
 
 
@@ -46,7 +53,7 @@ def sample_segments(sites: Sites) -> Segments:
 
 
 def window_ids(sites: Sites, size: int, shift: int = 0) -> Tensor:
-    """``[N]`` int64, equal for voxels of one sample in the same window of `size`^3 after adding `shift` to each axis."""
+    """``[N]`` int64, equal for voxels of one sample in the same window of `size`^3, coordinates moved by `shift`."""
     cells = sites.coords.clone()
     cells[:, 1:] = (cells[:, 1:] + shift).div(size, rounding_mode="floor")
     return encode(cells, [(extent - 1 + shift) // size + 1 for extent in sites.extent])
@@ -120,39 +127,37 @@ def segment_attention(qkv: Tensor, segments: Segments) -> Tensor:
     return segments.collect(outputs)
 
 
-def sample_cross_attention(q: Tensor, kv: Tensor, sites: Sites) -> Tensor:
+def sample_cross_attention(q: Tensor, context: ProjectedContext, sites: Sites) -> Tensor:
     """Attention of the voxels of each sample to that sample's context.
 
     Args:
         q: ``[N, H, D]``.
-        kv: ``[B, M, 2, H, D]``.
+        context: keys and values ``[B, H, M, D]``.
         sites: the voxels of `q`, in B samples.
 
     Returns:
         ``[N, H, D]``.
     """
-    if len(kv) != sites.batch_size:
-        raise ValueError(f"a context of {len(kv)} samples does not fit a batch of {sites.batch_size}")
+    if len(context.key) != sites.batch_size:
+        raise ValueError(f"A context of {len(context.key)} samples does not fit a batch of {sites.batch_size}.")
     segments = sample_segments(sites)
-    k, v = kv.permute(2, 0, 3, 1, 4)  # each [B, H, M, D]
     outputs = []
     for bucket in segments.buckets:
         queries = _padded(q, segments, bucket).transpose(1, 2)
-        keys, values = (x.index_select(0, bucket.segments) if sites.batch_size > 1 else x for x in (k, v))
+        keys, values = context.key, context.value
+        if sites.batch_size > 1:
+            keys, values = (x.index_select(0, bucket.segments) for x in (keys, values))
         outputs.append(F.scaled_dot_product_attention(queries, keys, values))
     return segments.collect(outputs)
 
 
-class SparseSelfAttention(nn.Module):
+class SparseSelfAttention(MultiHeadAttention):
     """Multi-head self-attention over whole samples or over cubic windows.
 
     Args:
-        channels: width of input and output.
-        num_heads: heads; must divide `channels`.
+        channels, num_heads, qkv_bias, qk_rms_norm: see `MultiHeadAttention`.
         window_size: edge of the windows in voxels, or None to attend over the whole sample.
         shift: added to each coordinate before it is divided into windows (no wrap-around).
-        qkv_bias: bias of the q, k, v projection.
-        qk_rms_norm: RMS-normalise queries and keys per head.
     """
 
     def __init__(
@@ -164,18 +169,13 @@ class SparseSelfAttention(nn.Module):
         qkv_bias: bool = True,
         qk_rms_norm: bool = False,
     ) -> None:
-        super().__init__()
-        if channels % num_heads:
-            raise ValueError(f"{num_heads} heads do not divide {channels} channels")
-        self.num_heads, self.window_size, self.shift, self.qk_rms_norm = num_heads, window_size, shift, qk_rms_norm
-        self.to_qkv = nn.Linear(channels, 3 * channels, bias=qkv_bias)
-        self.to_out = nn.Linear(channels, channels)
-        if qk_rms_norm:
-            self.q_rms_norm = MultiHeadRMSNorm(channels // num_heads, num_heads)
-            self.k_rms_norm = MultiHeadRMSNorm(channels // num_heads, num_heads)
+        super().__init__(channels, num_heads, qkv_bias=qkv_bias, qk_rms_norm=qk_rms_norm)
+        self.window_size, self.shift = window_size, shift
+        self.qk_rms_norm = qk_rms_norm
 
     def forward(self, x: SparseTensor) -> SparseTensor:
-        qkv = self.to_qkv(x.feats).unflatten(1, (3, self.num_heads, -1))
+        """``[N, channels] -> [N, channels]``."""
+        qkv = self.to_qkv(x.feats).unflatten(1, (3, self.num_heads, self.head_dim))
         if self.qk_rms_norm:
             q, k, v = qkv.unbind(1)
             qkv = torch.stack([self.q_rms_norm(q), self.k_rms_norm(k), v], dim=1)
@@ -186,46 +186,46 @@ class SparseSelfAttention(nn.Module):
         return x.replace(self.to_out(segment_attention(qkv, segments).flatten(1)))
 
 
-class SparseCrossAttention(nn.Module):
+class SparseCrossAttention(MultiHeadAttention):
     """Multi-head attention from voxels to context tokens.
 
-    A list of contexts (one for each view) is attended one by one with the same queries, and the results are averaged.
+    Several contexts (one for each view) are attended one by one with the same queries, and the results are averaged.
 
     Args:
-        channels: width of input and output.
-        ctx_channels: width of the context.
-        num_heads: heads; must divide `channels`.
-        qkv_bias: bias of the q and k, v projections.
-        qk_rms_norm: RMS-normalise queries and keys per head.
+        channels, ctx_channels, num_heads, qkv_bias, qk_rms_norm: see `MultiHeadAttention`.
     """
 
     def __init__(
         self, channels: int, ctx_channels: int, num_heads: int, qkv_bias: bool = True, qk_rms_norm: bool = False
     ) -> None:
-        super().__init__()
-        if channels % num_heads:
-            raise ValueError(f"{num_heads} heads do not divide {channels} channels")
-        self.num_heads, self.qk_rms_norm = num_heads, qk_rms_norm
-        self.to_q = nn.Linear(channels, channels, bias=qkv_bias)
-        self.to_kv = nn.Linear(ctx_channels, 2 * channels, bias=qkv_bias)
-        self.to_out = nn.Linear(channels, channels)
-        if qk_rms_norm:
-            self.q_rms_norm = MultiHeadRMSNorm(channels // num_heads, num_heads)
-            self.k_rms_norm = MultiHeadRMSNorm(channels // num_heads, num_heads)
+        super().__init__(channels, num_heads, ctx_channels, qkv_bias, qk_rms_norm)
 
-    def project_context(self, context: Tensor) -> Tensor:
-        """Keys and values of ``[B, M, ctx_channels]``: ``[B, M, 2, H, D]``. They do not depend on the voxels."""
-        kv = self.to_kv(context).unflatten(2, (2, self.num_heads, -1))
-        if self.qk_rms_norm:
-            k, v = kv.unbind(2)
-            kv = torch.stack([self.k_rms_norm(k), v], dim=2)
-        return kv
+    def forward(self, x: SparseTensor, contexts: Sequence[Tensor | ZeroCondition | LayerContext]) -> SparseTensor:
+        """Average of the attention to each context.
 
-    def forward(self, x: SparseTensor, context: Tensor | Sequence[Tensor]) -> SparseTensor:
-        """`context` is ``[B, M, ctx_channels]``, or a list of such tensors whose M may differ."""
-        q = self.to_q(x.feats).unflatten(1, (self.num_heads, -1))
-        if self.qk_rms_norm:
+        Args:
+            x: ``[N, channels]`` in B samples.
+            contexts: each ``[B, M, ctx_channels]`` (M may differ), zeros, or prepared by `precompute_condition`.
+        """
+        if isinstance(contexts[0], BatchedContext):
+            return x.replace(torch.cat([self(part, parts).feats for part, parts in _split_batch(x, contexts)]))
+        contexts = [self.precompute(c) if isinstance(c, Tensor | ZeroCondition) else c for c in contexts]
+        constants = [c.output for c in contexts if isinstance(c, ConstantContext)]
+        projected = [c for c in contexts if isinstance(c, ProjectedContext)]
+        total = sum(constants)
+        if projected:
+            (q,) = self._split(self.to_q(x.feats))
             q = self.q_rms_norm(q)
-        views = [context] if isinstance(context, Tensor) else context
-        out = sum(sample_cross_attention(q, self.project_context(view), x.sites) for view in views) / len(views)
-        return x.replace(self.to_out(out.flatten(1)))
+            heads = sum(sample_cross_attention(q, c, x.sites) for c in projected) / len(projected)
+            total = total + len(projected) * self.to_out(heads.flatten(1))  # averaging commutes with the projection
+        return x.replace((total / len(contexts)).expand(len(x.feats), -1))
+
+
+def _split_batch(
+    x: SparseTensor, contexts: Sequence[BatchedContext]
+) -> Iterator[tuple[SparseTensor, list[ProjectedContext | ConstantContext]]]:
+    """Yield the samples that each part of stacked contexts serves, with that part of every context."""
+    start = 0
+    for index, size in enumerate(contexts[0].sizes):
+        yield x.part(start, start + size), [context.parts[index] for context in contexts]
+        start += size

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .conv import SparseConv3d
 from .tensor import Sites, SparseTensor, rows_per_sample
 
 
@@ -54,29 +51,3 @@ class SparseGroupNorm32(nn.GroupNorm):
         if self.affine:
             feats = feats * self.weight.float() + self.bias.float()
         return x.replace(feats.to(x.dtype))
-
-
-def convert_torso(modules: Iterable[nn.Module], dtype: torch.dtype) -> None:
-    """Convert the linear and convolution weights inside `modules`; norms keep their float32 parameters."""
-    for root in modules:
-        for module in root.modules():
-            if isinstance(module, SparseConv3d):
-                module.conv.to(dtype)
-            elif isinstance(module, nn.Linear):
-                module.to(dtype)
-
-
-def init_linears(root: nn.Module) -> None:
-    """Xavier-uniform weights and zero biases for every linear layer in `root`, as for a transformer."""
-    for module in root.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.xavier_uniform_(module.weight)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-
-
-def zero_(module: nn.Module) -> nn.Module:
-    """Zero all parameters of `module`, so that a residual branch or an output starts silent; returns it."""
-    for parameter in module.parameters():
-        nn.init.zeros_(parameter)
-    return module

@@ -20,7 +20,7 @@ class Sites:
     so they are built once per coordinate set and shared by all tensors that live on it.
 
     Args:
-        coords: ``[N, 4]`` integers (batch, x, y, z), not negative, rows of one sample next to each other in batch order.
+        coords: ``[N, 4]`` integers (batch, x, y, z), not negative, rows sorted by batch index.
         batch_size: number of samples; by default the last batch index plus one.
     """
 
@@ -71,9 +71,20 @@ class Sites:
         ends = list(accumulate(self.counts))
         return [slice(end - count, end) for end, count in zip(ends, self.counts, strict=True)]
 
-    def codes(self) -> Tensor:
-        """``[N]`` int64, one number per voxel that sorts like the row (batch, x, y, z)."""
-        return encode(self.coords, self.extent)
+    def part(self, start: int, stop: int) -> Sites:
+        """The samples from `start` to `stop` as a batch of their own."""
+
+        def build() -> Sites:
+            coords = self.coords[self.rows(start, stop)].clone()
+            coords[:, 0] -= start
+            return Sites(coords, stop - start)
+
+        return self.cached(("part", start, stop), build)
+
+    def rows(self, start: int, stop: int) -> slice:
+        """The rows of the samples from `start` to `stop`."""
+        first = sum(self.counts[:start])
+        return slice(first, first + sum(self.counts[start:stop]))
 
 
 def encode(coords: Tensor, extent: Sequence[int]) -> Tensor:
@@ -186,10 +197,12 @@ class SparseTensor:
 
     def __getitem__(self, sample: int) -> SparseTensor:
         """One sample as a batch of one."""
-        rows = self.layout[sample]
-        coords = self.coords[rows].clone()
-        coords[:, 0] = 0
-        return SparseTensor(self.feats[rows], coords, batch_size=1)
+        return self.part(range(len(self))[sample])
+
+    def part(self, start: int, stop: int | None = None) -> SparseTensor:
+        """The samples from `start` to `stop` (by default one) as a batch of their own."""
+        stop = start + 1 if stop is None else stop
+        return SparseTensor(self.feats[self.sites.rows(start, stop)], sites=self.sites.part(start, stop))
 
     def __iter__(self) -> Iterator[SparseTensor]:
         return (self[sample] for sample in range(len(self)))

@@ -1,0 +1,176 @@
+"""Encoder and decoders of the structured latent: recorded outputs, published state dicts, gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from golden_io import assert_close, assert_matches_manifest, load_golden, load_manifest
+
+from trellis import models
+from trellis.models.structured_latent_vae import SLatEncoder, SLatGaussianDecoder, SLatMeshDecoder
+from trellis.models.structured_latent_vae.decoder_gaussian import FIELDS, spread_offsets
+from trellis.models.structured_latent_vae.decoder_mesh import SparseSubdivideBlock3d
+from trellis.modules.sparse import SparseTensor
+
+SMALL = {"resolution": 8, "model_channels": 24, "latent_channels": 4, "num_blocks": 2, "num_heads": 2, "window_size": 4}
+REPRESENTATION = {
+    "lr": {"_xyz": 1.0, "_features_dc": 1.0, "_opacity": 1.0, "_scaling": 1.0, "_rotation": 0.1},
+    "perturb_offset": True,
+    "voxel_size": 1.5,
+    "num_gaussians": 3,
+    "3d_filter_kernel_size": 0.0009,
+    "scaling_bias": 0.004,
+    "opacity_bias": 0.1,
+    "scaling_activation": "softplus",
+}
+
+
+def build(cls, golden):
+    model = cls(**golden.config).eval()
+    model.load_state_dict(golden.weights, strict=True)
+    return model
+
+
+def sparse_input(golden) -> SparseTensor:
+    return SparseTensor(golden.inputs["feats"], golden.inputs["coords"])
+
+
+def record(blocks) -> list[SparseTensor]:
+    outputs = []
+    for block in blocks:
+        block.register_forward_hook(lambda _, args, out: outputs.append(out))
+    return outputs
+
+
+@torch.no_grad()
+def test_encoder():
+    golden = load_golden("slat_encoder")
+    model = build(SLatEncoder, golden)
+    z, mean, logvar = model(sparse_input(golden), sample_posterior=False, return_raw=True)
+    assert_close(mean, golden.outputs["mean"])
+    assert_close(logvar, golden.outputs["logvar"])
+    assert_close(z.feats, golden.outputs["z"])
+    first, second = (model(sparse_input(golden), generator=torch.Generator().manual_seed(3)) for _ in range(2))
+    assert torch.equal(first.feats, second.feats)
+    assert not torch.equal(first.feats, mean)
+
+
+@torch.no_grad()
+def test_gaussian_decoder():
+    golden = load_golden("slat_decoder_gs")
+    model = build(SLatGaussianDecoder, golden)
+    blocks = record(model.blocks)
+    raw = model.decode_raw(sparse_input(golden))
+    for index, block in enumerate(blocks):
+        assert_close(block.feats, golden.outputs[f"block_{index}"])
+    assert_close(raw.feats, golden.outputs["raw"])
+    for sample, gaussian in enumerate(model.to_representation(raw)):
+        for name in golden.outputs:
+            attribute, _, suffix = name.rpartition("_")
+            if suffix == f"b{sample}":
+                value = gaussian.get_covariance() if attribute == "get_covariance" else getattr(gaussian, attribute)
+                assert_close(value, golden.outputs[name])
+
+
+def test_offsets_start_spread_over_the_voxel():
+    golden = load_golden("embeddings")
+    config = golden.config
+    assert_close(spread_offsets(config["num_gaussians"], config["voxel_size"]), golden.outputs["offset_perturbation"])
+    golden = load_golden("slat_decoder_gs")
+    fresh = SLatGaussianDecoder(**golden.config)
+    assert_close(fresh.offset_perturbation, golden.weights["offset_perturbation"])
+
+
+@torch.no_grad()
+def test_subdivision_block():
+    golden = load_golden("slat_subdivide_block")
+    config = golden.config
+    block = SparseSubdivideBlock3d(config["channels"], config["out_channels"], config["num_groups"])
+    block.load_state_dict(golden.weights, strict=True)
+    out = block(sparse_input(golden))
+    assert torch.equal(out.coords, golden.outputs["coords"])
+    assert_close(out.feats, golden.outputs["feats"])
+
+
+@torch.no_grad()
+def test_mesh_decoder():
+    golden = load_golden("slat_decoder_mesh")
+    model = build(SLatMeshDecoder, golden)
+    blocks, finer = record(model.blocks), record(model.upsample)
+    raw = model.decode_raw(sparse_input(golden))
+    for index, block in enumerate(blocks):
+        assert_close(block.feats, golden.outputs[f"block_{index}"])
+    for index, block in enumerate(finer):
+        assert_close(block.feats, golden.outputs[f"sub_{index}_feats"])
+    assert torch.equal(raw.coords, golden.outputs["coords"])
+    assert_close(raw.feats, golden.outputs["feats"])
+
+
+@pytest.mark.parametrize("name", ["slat_encoder", "slat_decoder_gs", "slat_decoder_mesh"])
+def test_published_state_dict(name):
+    manifest = load_manifest(name)
+    with torch.device("meta"):
+        model = getattr(models, manifest["cls"])(**manifest["args"])
+    assert_matches_manifest(model, manifest["state_dict"])
+
+
+def batch(channels: int) -> SparseTensor:
+    coords = torch.tensor([[b, i % 8, i * 3 % 8, i // 8] for b, n in ((0, 40), (1, 13)) for i in range(n)])
+    return SparseTensor(torch.randn(len(coords), channels), coords.int())
+
+
+def make(name: str, **options) -> torch.nn.Module:
+    if name == "encoder":
+        return SLatEncoder(**SMALL, in_channels=6, **options)
+    if name == "gaussian":
+        return SLatGaussianDecoder(**SMALL, representation_config=REPRESENTATION, **options)
+    config = {"num_upsamples": 1, "num_groups": 3, **options}
+    return SLatMeshDecoder(**SMALL, representation_config={"use_color": True}, **config)
+
+
+def run(name: str, model: torch.nn.Module, x: SparseTensor) -> torch.Tensor:
+    if name == "encoder":
+        _, mean, logvar = model(x, sample_posterior=False, return_raw=True)
+        return torch.cat([mean, logvar], dim=1)
+    if name == "gaussian":
+        return torch.cat([field.flatten(1) for field in model.decode_fields(model.decode_raw(x)).values()], dim=1)
+    return model.decode_raw(x).feats
+
+
+@pytest.mark.parametrize("name", ["encoder", "gaussian", "mesh"])
+def test_every_parameter_learns_also_in_bfloat16(name):
+    torch.manual_seed(0)
+    model, x = make(name), batch(6 if name == "encoder" else 4)
+    for parameter in model.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    exact = run(name, model, x)
+    exact.square().mean().backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
+    gradients = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = run(name, model, x).float()
+    out.square().mean().backward()
+    assert (out - exact).norm() < 0.05 * exact.norm()
+    for parameter, expected in zip(model.parameters(), gradients, strict=True):
+        assert torch.cosine_similarity(parameter.grad.flatten(), expected.flatten(), dim=0) > 0.95
+
+
+def test_mesh_grid_follows_the_number_of_upsamples():
+    model = make("mesh", num_upsamples=1)
+    raw = model.decode_raw(batch(4))
+    assert model.output_resolution == 16
+    assert raw.feats.shape == (53 * 8, 101)
+    assert raw.coords[:, 1:].max() < 16
+
+
+def test_fields_hold_all_raw_channels():
+    model = make("gaussian")
+    fields = model.decode_fields(model.decode_raw(batch(4)))
+    assert set(fields) == set(FIELDS)
+    assert all(len(field) == 53 * 3 for field in fields.values())
+
+
+def test_unknown_attention_is_refused():
+    with pytest.raises(ValueError, match="attn_mode"):
+        make("encoder", attn_mode="shift_sequence")

@@ -1,0 +1,79 @@
+"""The trunk that encoder and decoders share: a transformer with shifted cubic windows."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from ...modules.embedding import AbsolutePositionEmbedder
+from ...modules.precision import MixedPrecisionModel
+from ...modules.sparse import SparseTensor
+from ...modules.sparse.transformer import SparseTransformerBlock
+from ...modules.transformer import init_linear_layers
+
+ATTENTION_MODES = ("full", "windowed", "swin")
+
+
+class SparseTransformerBase(MixedPrecisionModel):
+    """Input layer, position embedding and transformer blocks on sparse voxels, without an output.
+
+    Args:
+        in_channels: width of the input features.
+        model_channels: width of the transformer.
+        num_blocks: transformer blocks.
+        num_heads: attention heads; by default ``model_channels // num_head_channels``.
+        num_head_channels: channels of a head when `num_heads` is not given.
+        mlp_ratio: hidden width of the feed-forward layers over `model_channels`.
+        attn_mode: "full" (whole samples), "windowed" (cubes), or "swin" (cubes, shifted by half in odd blocks).
+        window_size: edge of the windows in voxels.
+        pe_mode: "ape" (absolute position embedding) is the only mode.
+        use_checkpoint: recompute activations of the blocks in the backward pass.
+        qk_rms_norm: RMS-normalise queries and keys.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        model_channels: int,
+        num_blocks: int,
+        num_heads: int | None = None,
+        num_head_channels: int = 64,
+        mlp_ratio: float = 4.0,
+        attn_mode: str = "swin",
+        window_size: int = 8,
+        pe_mode: str = "ape",
+        use_checkpoint: bool = False,
+        qk_rms_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        if attn_mode not in ATTENTION_MODES:
+            raise ValueError(f"attn_mode must be one of {', '.join(ATTENTION_MODES)}, got {attn_mode!r}")
+        if pe_mode != "ape":
+            raise ValueError(f"pe_mode must be 'ape', got {pe_mode!r}")
+        self.in_channels, self.model_channels = in_channels, model_channels
+        self.input_layer = nn.Linear(in_channels, model_channels)
+        self.pos_embedder = AbsolutePositionEmbedder(model_channels)
+        self.blocks = nn.ModuleList(
+            SparseTransformerBlock(
+                model_channels,
+                num_heads or model_channels // num_head_channels,
+                mlp_ratio,
+                window_size=None if attn_mode == "full" else window_size,
+                shift=window_size // 2 if attn_mode == "swin" and index % 2 else 0,
+                qk_rms_norm=qk_rms_norm,
+                use_checkpoint=use_checkpoint,
+            )
+            for index in range(num_blocks)
+        )
+        init_linear_layers(self)
+
+    def torso(self) -> list[nn.Module]:
+        """The transformer blocks."""
+        return [self.blocks]
+
+    def encode_voxels(self, x: SparseTensor) -> SparseTensor:
+        """``[N, in_channels] -> [N, model_channels]`` in the precision of the blocks."""
+        feats = self.input_layer(x.feats)
+        h = x.replace(feats + self.pos_embedder(x.coords[:, 1:]).to(feats.dtype)).type(self.dtype)
+        for block in self.blocks:
+            h = block(h)
+        return h

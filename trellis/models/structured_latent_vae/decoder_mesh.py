@@ -1,0 +1,116 @@
+"""Decoder from the structured latent to a mesh, by way of FlexiCubes parameters on a finer grid."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from ...modules.sparse import SparseConv3d, SparseGroupNorm32, SparseLinear, SparseSiLU, SparseTensor, subdivide
+from ...modules.transformer import zero_init
+from .base import SparseTransformerBase
+
+if TYPE_CHECKING:
+    from ...representations.mesh import MeshExtractResult
+
+CUBE_CHANNELS = 8 + 8 * 3 + 21  # signed distance and offset of the corners, FlexiCubes weights of the cube
+COLOR_CHANNELS = 8 * 6  # rgb and normal of the corners
+
+
+class SparseSubdivideBlock3d(nn.Module):
+    """Splits each voxel into eight and refines them with two convolutions.
+
+    Args:
+        channels: width of the input.
+        out_channels: width of the output; by default that of the input.
+        num_groups: groups of the norms; divides both widths.
+    """
+
+    def __init__(self, channels: int, out_channels: int | None = None, num_groups: int = 32) -> None:
+        super().__init__()
+        out_channels = out_channels or channels
+        self.act_layers = nn.Sequential(SparseGroupNorm32(num_groups, channels), SparseSiLU())
+        self.out_layers = nn.Sequential(
+            SparseConv3d(channels, out_channels),
+            SparseGroupNorm32(num_groups, out_channels),
+            SparseSiLU(),
+            SparseConv3d(out_channels, out_channels),
+        )
+        zero_init(self.out_layers[-1].conv)
+        same = channels == out_channels
+        self.skip_connection = nn.Identity() if same else SparseConv3d(channels, out_channels, kernel_size=1)
+
+    def forward(self, x: SparseTensor) -> SparseTensor:
+        """``[N, channels] -> [8 N, out_channels]`` at twice the resolution."""
+        h = self.out_layers(subdivide(self.act_layers(x)))
+        return h + subdivide(self.skip_connection(x))
+
+
+class SLatMeshDecoder(SparseTransformerBase):
+    """Decodes the latent into FlexiCubes parameters on a grid finer by ``2^num_upsamples``.
+
+    Args:
+        resolution: edge of the voxel grid of the latent.
+        model_channels: width of the transformer; block k of the upsampling has 1/4, 1/8, ... of it.
+        latent_channels: width of the latent.
+        num_blocks: transformer blocks.
+        representation_config: `use_color`, whether corners carry colour and normal.
+        num_upsamples: subdivisions of the grid.
+        num_groups: groups of the norms in the upsampling; divides the widths of its blocks.
+        use_fp16: run the torso in float16; input and output stay float32.
+        **trunk: the other arguments of `SparseTransformerBase`.
+    """
+
+    def __init__(
+        self,
+        resolution: int,
+        model_channels: int,
+        latent_channels: int,
+        num_blocks: int,
+        num_heads: int | None = None,
+        *,
+        representation_config: dict,
+        num_upsamples: int = 2,
+        num_groups: int = 32,
+        use_fp16: bool = False,
+        **trunk,
+    ) -> None:
+        super().__init__(latent_channels, model_channels, num_blocks, num_heads, **trunk)
+        self.resolution, self.latent_channels = resolution, latent_channels
+        self.output_resolution = resolution * 2**num_upsamples
+        self.rep_config = representation_config
+        widths = [model_channels, *(model_channels // 2 ** (k + 2) for k in range(num_upsamples))]
+        self.upsample = nn.ModuleList(
+            SparseSubdivideBlock3d(width, finer, num_groups) for width, finer in zip(widths, widths[1:], strict=False)
+        )
+        out_channels = CUBE_CHANNELS + (COLOR_CHANNELS if representation_config.get("use_color") else 0)
+        self.out_layer = SparseLinear(widths[-1], out_channels)
+        zero_init(self.out_layer)
+        if use_fp16:
+            self.convert_to_fp16()
+
+    def torso(self) -> list[nn.Module]:
+        """The transformer and the upsampling blocks."""
+        return [self.blocks, self.upsample]
+
+    def decode_raw(self, x: SparseTensor) -> SparseTensor:
+        """Latent ``[N, latent_channels]`` to cube parameters ``[N * 8^num_upsamples, 53 or 101]``.
+
+        The channels are those of `trellis.representations.flexicubes.cubes_to_mesh`.
+        """
+        h = self.encode_voxels(x)
+        for block in self.upsample:
+            h = block(h)
+        return self.out_layer(h.type(x.dtype))
+
+    def to_representation(self, raw: SparseTensor) -> list[MeshExtractResult]:
+        """One mesh for each sample of the batch; `raw` is from `decode_raw`."""
+        from ...representations.flexicubes import cubes_to_mesh
+
+        return [
+            cubes_to_mesh(raw.coords[rows, 1:], raw.feats[rows], self.output_resolution) for rows in raw.layout
+        ]
+
+    def forward(self, x: SparseTensor) -> list[MeshExtractResult]:
+        """Latent ``[N, latent_channels]`` to one mesh for each sample."""
+        return self.to_representation(self.decode_raw(x))
