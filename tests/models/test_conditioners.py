@@ -49,6 +49,14 @@ def test_state_dict_matches_the_published_one(cls, name):
     assert_matches_manifest(model, manifest["state_dict"])
 
 
+def test_structure_condition_in_float16_stays_close():
+    model, golden, tokens = load(ModulatedMultiViewCond, "cond_ss_multiview")
+    model.convert_to_fp16()
+    cond = model(tokens, golden.inputs["image_cond"])
+    assert cond.dtype == torch.float16
+    assert_close(cond.float(), golden.outputs["cond"], atol=2e-2)
+
+
 def small(cls):
     torch.manual_seed(0)
     extra = {"num_heads": 2, "num_init_tokens": 5, "num_special_tokens": 2, "qk_rms_norm": True}

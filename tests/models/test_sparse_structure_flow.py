@@ -165,6 +165,20 @@ def test_bfloat16_autocast_runs_forward_and_backward():
     assert (again[:1] - reference[:1]).abs().max() < 0.05 * reference.abs().max()
 
 
+def test_float16_torso_stays_close(golden):
+    model = SparseStructureFlowModel(**golden.config, use_fp16=True)
+    model.load_state_dict(golden.weights, strict=True)
+    x, t = golden.inputs["x"], golden.inputs["t"]
+    both = stack_conditions([model.precompute_condition(c) for c in (golden.inputs["cond_a"], ZeroCondition(2))])
+    with torch.no_grad():
+        single = model(x, t, golden.inputs["cond_a"])
+        guided, unguided = model(torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
+    assert single.dtype == torch.float32
+    assert_close(single, golden.outputs["single"], atol=2e-2)
+    assert_close(guided, golden.outputs["single"], atol=2e-2)
+    assert_close(unguided, golden.outputs["zero_cond"], atol=2e-2)
+
+
 def test_compiles_without_graph_breaks():
     model = small_model().requires_grad_(False)
     x, t, cond = small_inputs()

@@ -91,6 +91,22 @@ def test_bfloat16_autocast_stays_close(encoder, decoder):
     assert (out - reference).abs().max() < 0.05 * reference.abs().max()
 
 
+@pytest.mark.parametrize("name", ["ss_encoder", "ss_decoder"])
+def test_float16_torso_stays_close(name):
+    golden = load_golden(name)
+    cls, given, wanted = {
+        "ss_encoder": (SparseStructureEncoder, "occ", "z"),
+        "ss_decoder": (SparseStructureDecoder, "latent", "logits"),
+    }[name]
+    model = load(cls, golden)
+    model.convert_to_fp16()
+    out = model(golden.inputs[given])
+    assert out.dtype == torch.float32
+    assert_close(out, golden.outputs[wanted], atol=2e-2)
+    model.convert_to_fp32()
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
 def test_wrong_inputs_are_named(encoder, decoder):
     with pytest.raises(ValueError, match="divisible by 2"):
         encoder(torch.zeros(1, 1, 7, 8, 8))
