@@ -1,0 +1,81 @@
+"""Put trained networks into the published folder layout.
+
+    python -m training.assemble --runs runs --out assets/mini
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+from training.settings import sizes
+from trellis.models import MODEL_CLASSES
+
+# key in pipeline.json: (file stem, class, run, network, settings key)
+PARTS = {
+    "sparse_structure_decoder": ("ss_dec", "SparseStructureDecoder", "structure_vae", "decoder", "ss_decoder"),
+    "sparse_structure_flow_model": ("ss_flow", "SparseStructureFlowModel", "structure_flow", "flow", "ss_flow"),
+    "sparse_structure_vggt_cond": ("ss_vggt_cond", "ModulatedMultiViewCond", "structure_flow", "cond", "ss_cond"),
+    "slat_decoder_gs": ("slat_dec_gs", "SLatGaussianDecoder", "latent_vae", "gs", "slat_decoder_gs"),
+    "slat_decoder_mesh": ("slat_dec_mesh", "SLatMeshDecoder", "latent_vae", "mesh", "slat_decoder_mesh"),
+    "slat_flow_model": ("slat_flow", "SLatFlowModel", "latent_flow", "flow", "slat_flow"),
+    "slat_vggt_cond": ("slat_vggt_cond", "ModulatedSLATMultiViewCond", "latent_flow", "cond", "slat_cond"),
+}
+EXTRA = {
+    "vggt_model": ("vggt", "VGGT", "vggt", "vggt", "vggt"),
+    "image_cond_model": ("dinov2", "DinoVisionTransformer", "image_encoder", "dinov2", "dinov2"),
+}
+STRUCTURE_PARAMS = {
+    "steps": 12, "cfg_strength": 3.0, "cfg_interval": [0.5, 1.0], "rescale_t": 3.0, "guidance_rescale": 0.0,
+}
+LATENT_PARAMS = {
+    "steps": 12, "cfg_strength": 2.0, "cfg_interval": [0.5, 1.0], "rescale_t": 3.0, "guidance_rescale": 0.0,
+}
+
+
+def assemble(runs: Path, out: Path, tiny: bool = False) -> None:
+    """Copy the averaged weights of `runs` to `out/ckpts` and write the configuration files beside them."""
+    networks = sizes(tiny).networks
+    (out / "ckpts").mkdir(parents=True, exist_ok=True)
+    stems = {}
+    for key, (stem, name, run, network, settings) in {**PARTS, **EXTRA}.items():
+        if name not in MODEL_CLASSES:
+            raise KeyError(name)
+        config = {"name": name, "args": networks[settings]}
+        (out / "ckpts" / f"{stem}.json").write_text(json.dumps(config, indent=2) + "\n")
+        shutil.copyfile(runs / run / f"{network}.safetensors", out / "ckpts" / f"{stem}.safetensors")
+        stems[key] = f"ckpts/{stem}"
+
+    def sampler(params: dict) -> dict:
+        return {"name": "FlowEulerGuidanceIntervalSampler", "args": {"sigma_min": 1e-5}, "params": params}
+
+    pipeline = {
+        "name": "TrellisVGGTTo3DPipeline",
+        "args": {
+            "models": {key: stems[key] for key in PARTS},
+            "sparse_structure_sampler": sampler(STRUCTURE_PARAMS),
+            "slat_sampler": sampler(LATENT_PARAMS),
+            "slat_normalization": json.loads((runs / "latent_vae" / "normalization.json").read_text()),
+            **{key: stems[key] for key in EXTRA},
+            "image_resolution": sizes(tiny).image_size,
+            "camera_frame": "object",
+        },
+    }
+    (out / "pipeline.json").write_text(json.dumps(pipeline, indent=2) + "\n")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--tiny", action="store_true")
+    args = parser.parse_args(argv)
+    assemble(args.runs, args.out, args.tiny)
+    size = sum(f.stat().st_size for f in args.out.rglob("*") if f.is_file())
+    print(f"{args.out}: {size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()

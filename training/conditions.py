@@ -1,0 +1,57 @@
+"""What the two flow scripts share: rendered views turned into frozen tokens, and the rectified-flow loss."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from training.data.objects import Instances
+from training.data.scenes import degrade, random_views, render
+from training.image_encoder import image_tokens
+from training.loop import Run
+from trellis.models import VGGT, DinoVisionTransformer
+
+SIGMA_MIN = 1e-5
+DROP = 0.1  # share of samples trained without condition, for classifier-free guidance (Ho and Salimans 2022)
+
+
+class FrozenEncoders:
+    """The trained VGGT and image encoder of a run folder."""
+
+    def __init__(self, run: Run):
+        self.run = run
+        self.vggt = run.frozen("vggt", "vggt", VGGT(**run.sizes.networks["vggt"]))
+        self.dino = run.frozen("image_encoder", "dinov2", DinoVisionTransformer(**run.sizes.networks["dinov2"]))
+
+    @torch.no_grad()
+    def __call__(self, instances: Instances, per_scene: int) -> tuple[list[Tensor | None], Tensor]:
+        """Render `per_scene` views of each instance and return the aggregator's token list [B, n, P, 2C] and the
+        image tokens [B, n, P, D]."""
+        run = self.run
+        views = random_views(instances, per_scene, run.sizes.image_size, run.generator)
+        images = degrade(render(run.library, instances, views, run.generator).images, run.generator)
+        shape = (len(instances.objects), per_scene)
+        with run.autocast():
+            tokens, _ = self.vggt.aggregator(images.unflatten(0, shape), keep=self.vggt.intermediate_layers)
+            image_cond = image_tokens(self.dino, images)
+        return tokens, image_cond.unflatten(0, shape)
+
+
+def sample_times(count: int, generator: torch.Generator, device: torch.device) -> Tensor:
+    """Logit-normal times (mean 1, deviation 1; Esser et al. 2024): more of them where there is much noise."""
+    return torch.sigmoid(1 + torch.randn(count, generator=generator, device=device))
+
+
+def noised(data: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """The state at time t (broadcastable to data) and the velocity to predict: x = (1-t) x0 + (s + (1-s) t) e."""
+    return (1 - t) * data + (SIGMA_MIN + (1 - SIGMA_MIN) * t) * noise, (1 - SIGMA_MIN) * noise - data
+
+
+def drop_mask(count: int, generator: torch.Generator, device: torch.device) -> Tensor:
+    """[count] float: 0 for samples that train without condition."""
+    return (torch.rand(count, generator=generator, device=device) >= DROP).float()
+
+
+def count_parameters(*modules: nn.Module) -> float:
+    """Millions of parameters."""
+    return sum(p.numel() for module in modules for p in module.parameters()) / 1e6

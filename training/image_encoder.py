@@ -1,0 +1,73 @@
+"""The image encoder (DINOv2 architecture), taught to say what each patch looks like without the light.
+
+    python -m training.image_encoder --data objects.safetensors --out runs --minutes 1
+
+Its layer-normed tokens predict, per patch, 7 x 7 base colours, 7 x 7 coverage and the mean normal.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from training.data.scenes import degrade, random_views, render
+from training.loop import Run, parser
+from trellis.models import DinoVisionTransformer
+
+CELL = 7
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def normalise(images: Tensor) -> Tensor:
+    """Subtract the ImageNet mean and divide by its deviation, images [N, 3, H, W] in [0, 1]."""
+    mean, std = (torch.tensor(v, device=images.device)[:, None, None] for v in (MEAN, STD))
+    return (images - mean) / std
+
+
+def image_tokens(model: nn.Module, images: Tensor) -> Tensor:
+    """Tokens as the pipeline uses them: before the final norm, then a norm without parameters. [N, 1 + 4 + P, D]."""
+    tokens = model.forward_features(normalise(images))["x_prenorm"]
+    return F.layer_norm(tokens.float(), tokens.shape[-1:])
+
+
+def patch_targets(rendering, patch: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Base colours [N, P, 3*49], coverage [N, P, 49] and mean normals [N, P, 3] of every patch, row-major."""
+    scale = patch // CELL
+
+    def cells(x: Tensor) -> Tensor:
+        return F.pixel_unshuffle(F.avg_pool2d(x, scale), CELL).flatten(2).transpose(1, 2)
+
+    normals = F.avg_pool2d(rendering.normals, patch).flatten(2).transpose(1, 2)
+    return cells(rendering.albedo), cells(rendering.alpha), normals
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parser(__doc__, minutes=1, learning_rate=1e-3).parse_args(argv)
+    run = Run("image_encoder", args)
+    model = DinoVisionTransformer(**run.sizes.networks["dinov2"])
+    width = run.sizes.networks["dinov2"]["embed_dim"]
+    head = nn.Linear(width, CELL * CELL * 4 + 3)
+    for _ in run.train({"dinov2": model, "head": head}):
+        with torch.no_grad():
+            instances = run.library.random_instances(run.batch(256), run.generator)
+            views = random_views(instances, 2, run.sizes.image_size, run.generator)
+            rendering = render(run.library, instances, views, run.generator)
+            images = degrade(rendering.images, run.generator)
+            colour, coverage, normal = patch_targets(rendering, run.sizes.networks["dinov2"]["patch_size"])
+        with run.autocast():
+            prediction = head(image_tokens(model, images)[:, 5:])
+        prediction = prediction.float()
+        n = CELL * CELL
+        covered = coverage.repeat(1, 1, 3)
+        run.update(
+            {
+                "colour": 4 * ((prediction[..., : 3 * n] - colour) * (covered > 0)).abs().mean() / covered.mean(),
+                "coverage": (prediction[..., 3 * n : 4 * n] - coverage).abs().mean(),
+                "normal": (prediction[..., 4 * n :] - normal).abs().mean(),
+            }
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""Structured-latent autoencoder: surface samples per voxel to 8 numbers, and back to Gaussians and a mesh field.
+
+    python -m training.latent_vae --data objects.safetensors --out runs --minutes 7
+
+The decoders are supervised in 3D: Gaussians against the surface samples of their voxel, the mesh field against signed
+distance, colour and normal at the cube corners. Nothing is rendered.
+"""
+
+from __future__ import annotations
+
+import json
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from training.conditions import count_parameters
+from training.data.surface import SurfaceCache
+from training.data.voxels import VoxelBatch, corner_targets, voxelise
+from training.loop import Run, parser
+from trellis.models import SLatEncoder, SLatGaussianDecoder, SLatMeshDecoder
+from trellis.modules.sparse import SparseTensor
+
+KL_WEIGHT = 1e-3
+TANGENT, NORMAL = 0.30, 0.08  # deviations of the wanted splats, in voxels: flat discs that just overlap
+OPACITY = 0.97
+
+
+def gaussian_losses(raw: SparseTensor, decoder: SLatGaussianDecoder, voxels: VoxelBatch) -> dict[str, Tensor]:
+    """Two-sided nearest-neighbour distances between a voxel's Gaussians and its samples, with colour, shape, opacity."""
+    samples = decoder.to_representation(raw)
+    resolution, shape = decoder.resolution, (-1, decoder.num_gaussians)
+
+    def field(of) -> Tensor:
+        return torch.cat([of(splats) for splats in samples]).unflatten(0, shape)
+
+    centre = (voxels.coords[:, None, 1:].float() + 0.5) / resolution - 0.5
+    means = (field(lambda g: g.get_xyz) - centre) * resolution  # [N, K, 3] in voxels from the voxel's centre
+    distance = (means[:, :, None] - voxels.points[:, None]).square().sum(-1)  # [N, K, slots]
+    to_sample, sample = distance.min(2)
+    to_gaussian, gaussian = distance.min(1)
+    row = torch.arange(len(sample), device=sample.device)[:, None]
+    colours, target = field(lambda g: g.raw_color), voxels.colours
+    colour = (colours - target[row, sample]).abs().mean() + (colours[row, gaussian] - target).abs().mean()
+    normal = voxels.normals[row, sample]
+    i, j = torch.triu_indices(3, 3, device=normal.device)  # the order of the six stored covariance entries
+    wanted = TANGENT**2 * (i == j) + (NORMAL**2 - TANGENT**2) * normal[..., i] * normal[..., j]
+    covariance = field(lambda g: g.get_covariance()) * resolution**2
+    return {
+        "means": to_sample.mean() + to_gaussian.mean(),
+        "colour": colour,
+        "shape": (covariance - wanted).abs().mean() / TANGENT**2,
+        "opacity": (field(lambda g: g.get_opacity) - OPACITY).square().mean(),
+    }
+
+
+def mesh_losses(cubes: SparseTensor, targets) -> dict[str, Tensor]:
+    """Signed distance, inside or outside, colour and normal at cube corners; deformation and weights stay near zero."""
+    feats = cubes.feats.float()
+    sdf, deform, weights, colour = feats.split([8, 24, 21, 48], 1)
+    near_surface = 1 / (0.5 + targets.sdf.abs())
+    colour = colour.reshape(-1, 8, 6).sigmoid()
+    wanted = torch.cat([targets.colours, targets.normals * 0.5 + 0.5], -1)
+    weight = (targets.near & (targets.sdf.abs() < 1.5)).float()[..., None]
+    return {
+        "sdf": (near_surface * (sdf - targets.sdf).abs()).mean(),
+        "inside": 0.3 * F.binary_cross_entropy_with_logits(4 * sdf, (targets.sdf > 0).float()),
+        "vertex": 2 * (weight * (colour - wanted).abs()).sum() / weight.sum().clamp(min=1) / 6,
+        "regular": 1e-2 * (deform.square().mean() + weights.square().mean()),
+    }
+
+
+@torch.no_grad()
+def latent_statistics(run: Run, cache: SurfaceCache, encoder: SLatEncoder, rounds: int) -> dict[str, list[float]]:
+    """Mean and deviation of each latent channel over training objects, for `slat_normalization`."""
+    latents = []
+    for _ in range(rounds):
+        instances = run.library.random_instances(run.batch(12), run.generator)
+        samples = cache.sample(instances, run.sizes.surface_samples, run.generator)
+        voxels = voxelise(samples, run.sizes.resolution)
+        with run.autocast():
+            z = encoder(SparseTensor(feats=voxels.feats, coords=voxels.coords), sample_posterior=False)
+        latents.append(z.feats.float())
+    stacked = torch.cat(latents)
+    return {"mean": stacked.mean(0).tolist(), "std": stacked.std(0).tolist()}
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parser(__doc__, minutes=7, learning_rate=1e-3).parse_args(argv)
+    run = Run("latent_vae", args)
+    cache = SurfaceCache(
+        run.library, run.sizes.surface_samples, run.sizes.surface_views, run.sizes.surface_depth_size
+    )
+    networks = run.sizes.networks
+    encoder = SLatEncoder(**networks["slat_encoder"])
+    gaussians = SLatGaussianDecoder(**networks["slat_decoder_gs"])
+    mesh = SLatMeshDecoder(**networks["slat_decoder_mesh"])
+    print(f"[latent_vae] {count_parameters(encoder, gaussians, mesh):.1f} M parameters", flush=True)
+    for _ in run.train({"encoder": encoder, "gs": gaussians, "mesh": mesh}):
+        with torch.no_grad():
+            instances = run.library.random_instances(run.batch(12), run.generator)
+            samples = cache.sample(instances, run.sizes.surface_samples, run.generator)
+            voxels = voxelise(samples, run.sizes.resolution)
+        x = SparseTensor(feats=voxels.feats, coords=voxels.coords)
+        with run.autocast():
+            z, mean, logvar = encoder(x, sample_posterior=True, return_raw=True)
+            raw = gaussians.decode_raw(z)
+            cubes = mesh.decode_raw(z)
+        mean, logvar = (v.feats.float() if isinstance(v, SparseTensor) else v.float() for v in (mean, logvar))
+        with torch.no_grad():
+            targets = corner_targets(
+                cubes.coords, samples, cache, instances, run.sizes.resolution * 2 ** networks["slat_decoder_mesh"]["num_upsamples"]
+            )
+        losses = gaussian_losses(raw.replace(raw.feats.float()), gaussians, voxels) | mesh_losses(cubes, targets)
+        losses["kl"] = KL_WEIGHT * 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum(1).mean()
+        run.update(losses)
+    encoder.load_state_dict({k[8:]: v for k, v in run.average.items() if k.startswith("encoder.")})
+    statistics = latent_statistics(run, cache, encoder.eval(), rounds=2 if args.tiny else 20)
+    (run.folder / "normalization.json").write_text(json.dumps(statistics, indent=1))
+    print(f"[latent_vae] latent std {[round(v, 2) for v in statistics['std']]}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

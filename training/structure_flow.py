@@ -1,0 +1,51 @@
+"""Structure conditioner and flow transformer: noise to the 16^3 x 8 structure latent, under the tokens of all views.
+
+    python -m training.structure_flow --data objects.safetensors --out runs --minutes 12 --compile
+"""
+
+from __future__ import annotations
+
+import torch
+
+from training.conditions import FrozenEncoders, count_parameters, drop_mask, noised, sample_times
+from training.data.surface import SurfaceCache
+from training.data.voxels import occupancy
+from training.loop import Run, parser
+from trellis.models import ModulatedMultiViewCond, SparseStructureEncoder, SparseStructureFlowModel
+
+VIEWS = (4, 2, 4, 8, 4, 1)  # few different shapes, so that compiled blocks are reused
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parser(__doc__, minutes=12, learning_rate=8e-4).parse_args(argv)
+    run = Run("structure_flow", args)
+    encoders = FrozenEncoders(run)
+    structure = SparseStructureEncoder(**run.sizes.networks["ss_encoder"])
+    structure = run.frozen("structure_vae", "encoder", structure)
+    cache = SurfaceCache(
+        run.library, run.sizes.surface_samples, run.sizes.surface_views, run.sizes.surface_depth_size
+    )
+    cond = ModulatedMultiViewCond(**run.sizes.networks["ss_cond"])
+    flow = SparseStructureFlowModel(**run.sizes.networks["ss_flow"])
+    print(f"[structure_flow] {count_parameters(cond, flow):.1f} M parameters", flush=True)
+    for step in run.train({"cond": cond, "flow": flow}):
+        per_scene = VIEWS[step % len(VIEWS)]
+        scenes = run.batch(80)
+        with torch.no_grad():
+            instances = run.library.random_instances(scenes, run.generator)
+            tokens, image_cond = encoders(instances, per_scene)
+            samples = cache.sample(instances, run.sizes.surface_samples, run.generator)
+            with run.autocast():
+                data = structure(occupancy(samples, run.sizes.resolution)).float()
+            noise = torch.randn(data.shape, generator=run.generator, device=run.device)
+            t = sample_times(scenes, run.generator, run.device)
+            x, velocity = noised(data, noise, t[:, None, None, None, None])
+            keep = drop_mask(scenes, run.generator, run.device)
+        with run.autocast():
+            context = cond(tokens, image_cond[:, :, 5:]) * keep[:, None, None]
+            prediction = flow(x, 1000 * t, context)
+        run.update({"flow": (prediction.float() - velocity).square().mean()})
+
+
+if __name__ == "__main__":
+    main()

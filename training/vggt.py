@@ -1,0 +1,93 @@
+"""VGGT: cameras in the canonical object frame and a point map, from 2 to 8 views.
+
+    python -m training.vggt --data objects.safetensors --out runs --minutes 10 --compile
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from training.data.scenes import Rendering, Views, degrade, random_views, render
+from training.loop import Run, parser
+from trellis.models import VGGT
+
+ITERATION_DECAY = 0.6  # VGGT (Wang et al. 2025) weighs later refinements of the camera more
+CONFIDENCE_WEIGHT = 0.1
+
+
+def quaternion_to_matrix(q: Tensor) -> Tensor:
+    """Quaternions x, y, z, w of any length [..., 4] to rotations [..., 3, 3]."""
+    x, y, z, w = (q / q.norm(dim=-1, keepdim=True).clamp(min=1e-6)).unbind(-1)
+    rows = [
+        1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w),
+        2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w),
+        2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y),
+    ]
+    return torch.stack(rows, -1).reshape(*q.shape[:-1], 3, 3)
+
+
+def camera_losses(encodings: list[Tensor], views: Views) -> dict[str, Tensor]:
+    """Rotation (chordal), translation (relative to distance) and field-of-view errors over the head's iterations."""
+    extrinsics = views.extrinsics
+    distance = extrinsics[:, :3, 3].norm(dim=1, keepdim=True)
+    totals = {"rotation": 0.0, "translation": 0.0, "fov": 0.0}
+    for index, encoding in enumerate(encodings):
+        weight = ITERATION_DECAY ** (len(encodings) - 1 - index)
+        flat = encoding.float().reshape(-1, 9)
+        chord = (quaternion_to_matrix(flat[:, 3:7]) - extrinsics[:, :3, :3]).square().sum((1, 2))
+        totals["rotation"] += weight * (chord + 1e-4).sqrt().mean()
+        totals["translation"] += weight * ((flat[:, :3] - extrinsics[:, :3, 3]) / distance).abs().sum(1).mean()
+        totals["fov"] += weight * (flat[:, 7:] - views.fov[:, None]).abs().mean()
+    return totals
+
+
+def point_losses(points: Tensor, confidence: Tensor, rendering: Rendering, rows: Tensor) -> dict[str, Tensor]:
+    """Confidence-weighted distance to the true canonical point on object pixels of views `rows`."""
+    mask = rendering.alpha[rows, 0] > 0
+    error = (points - rendering.points[rows].permute(0, 2, 3, 1)).norm(dim=-1)[mask]
+    confidence = confidence[mask]
+    return {"point": (confidence * error - CONFIDENCE_WEIGHT * confidence.log()).mean()}
+
+
+def rotation_error_degrees(encoding: Tensor, views: Views) -> Tensor:
+    """Median angle of the relative rotation between the first and the other views."""
+    predicted = quaternion_to_matrix(encoding.float()[..., 3:7])
+    true = views.extrinsics[:, :3, :3].reshape(predicted.shape)
+    relative = (predicted[:, 1:] @ predicted[:, :1].mT) @ (true[:, 1:] @ true[:, :1].mT).mT
+    trace = relative.diagonal(dim1=-2, dim2=-1).sum(-1)
+    return torch.rad2deg(torch.arccos(((trace - 1) / 2).clamp(-1, 1))).median()
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parser(__doc__, minutes=10, learning_rate=1e-3).parse_args(argv)
+    run = Run("vggt", args)
+    model = VGGT(**run.sizes.networks["vggt"])
+    views_per_step = run.batch(512)
+    choices = [4, 2, 4, 8]
+    for step in run.train({"vggt": model}):
+        per_scene = choices[step % len(choices)]
+        scenes = max(1, views_per_step // per_scene)
+        with torch.no_grad():
+            instances = run.library.random_instances(scenes, run.generator)
+            views = random_views(instances, per_scene, run.sizes.image_size, run.generator)
+            rendering = render(run.library, instances, views, run.generator)
+            images = degrade(rendering.images, run.generator)
+        images = images.reshape(scenes, per_scene, *images.shape[1:])
+        with run.autocast():
+            tokens, start = model.aggregator(images)
+            subset = max(1, scenes // 4)  # the dense head is the dearest part of a step
+            part = [None if t is None else t[:subset] for t in tokens]
+            points, confidence = model.point_head(part, images[:subset], start)
+        encodings = model.camera_head([None if t is None else t.float() for t in tokens])
+        losses = camera_losses(encodings, views)
+        rows = torch.arange(subset * per_scene, device=run.device)
+        losses |= point_losses(points.float().flatten(0, 1), confidence.float().flatten(0, 1), rendering, rows)
+        run.update(losses)
+        if step % 200 == 0:
+            error = rotation_error_degrees(encodings[-1].detach(), views)
+            print(f"[vggt] {per_scene} views: relative rotation {error:.1f} degrees", flush=True)
+
+
+if __name__ == "__main__":
+    main()
