@@ -16,6 +16,7 @@ from trellis.modules.sparse.attention import (
     window_ids,
     window_segments,
 )
+from trellis.modules.sparse.spatial import coarsen, subdivided
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +83,27 @@ def test_convolution_gradients_equal_dense(monkeypatch):
     )
     for a, b in zip(actual, expected, strict=True):
         assert_close(a, b.to(a.dtype))
+
+
+@pytest.mark.parametrize("refine", ["subdivided", "coarsened"])
+def test_convolution_of_copies_equals_copying_first(refine):
+    x = random_tensor([40, 25], 4)
+    if refine == "subdivided":
+        fine, cells = subdivided(x.sites)
+    else:
+        fine = x.sites
+        coarse, cells = coarsen(fine)
+        x = SparseTensor(torch.randn(len(coarse), 4), sites=coarse)
+    x.feats.requires_grad_()
+    layer = SparseConv3d(4, 6)
+    inputs = [x.feats, layer.conv.weight, layer.conv.bias]
+    direct = layer(SparseTensor(x.feats[cells.cell], sites=fine)).feats
+    copied = layer.forward_copied(x, fine, cells).feats
+    assert_close(copied, direct)
+    probe = torch.randn(direct.shape, generator=torch.Generator().manual_seed(1))
+    expected, actual = (torch.autograd.grad((out * probe).sum(), inputs) for out in (direct, copied))
+    for a, b in zip(actual, expected, strict=True):
+        assert_close(a, b)
 
 
 @pytest.mark.parametrize("shift", [0, 2])

@@ -68,7 +68,7 @@ class SLatFlowModel(MixedPrecisionModel):
         super().__init__()
         levels = list(io_block_channels or [])
         if patch_size != 2 ** len(levels):
-            raise ValueError(f"patch_size must be 2^{len(levels)} for {len(levels)} io_block_channels, got {patch_size}.")
+            raise ValueError(f"{len(levels)} io_block_channels need patch_size {2 ** len(levels)}, got {patch_size}.")
         if pe_mode != "ape":
             raise ValueError(f"pe_mode must be 'ape', got {pe_mode!r}.")
         self.resolution = resolution

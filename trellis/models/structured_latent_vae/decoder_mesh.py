@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from ...modules.sparse import SparseConv3d, SparseGroupNorm32, SparseLinear, SparseSiLU, SparseTensor, subdivide
+from ...modules.sparse.spatial import subdivided
 from ...modules.transformer import zero_init
 from .base import SparseTransformerBase
 
@@ -42,7 +43,10 @@ class SparseSubdivideBlock3d(nn.Module):
 
     def forward(self, x: SparseTensor) -> SparseTensor:
         """``[N, channels] -> [8 N, out_channels]`` at twice the resolution."""
-        h = self.out_layers(subdivide(self.act_layers(x)))
+        first, *rest = self.out_layers
+        h = first.forward_copied(self.act_layers(x), *subdivided(x.sites))
+        for layer in rest:
+            h = layer(h)
         return h + subdivide(self.skip_connection(x))
 
 

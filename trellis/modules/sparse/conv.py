@@ -11,8 +11,10 @@ import math
 from collections.abc import Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .spatial import Cells
 from .tensor import Sites, SparseTensor, encode
 
 KERNEL = 3
@@ -23,7 +25,7 @@ _MAX_LOOKUP_CELLS = 1 << 27
 
 # Size of the gathered operand of one matrix product. On a CPU it should stay near the cache, on a GPU it should fill
 # the device; either way it bounds the memory of the layer.
-_GATHER_BYTES = {"cpu": 1 << 25, "cuda": 1 << 28}
+_GATHER_BYTES = {"cpu": 1 << 24, "cuda": 1 << 28}
 
 
 def neighbour_table(sites: Sites) -> Tensor:
@@ -95,6 +97,52 @@ class _SubmanifoldConvolution(torch.autograd.Function):
         return grad_feats, grad_weight, None
 
 
+class _CopyConvolution(torch.autograd.Function):
+    """Submanifold convolution of features that fine voxels copy from their coarse cell.
+
+    ``feats [M, I], weight [O, 27, I] -> [N, O]``, equal to `_SubmanifoldConvolution` of ``feats[cell]``. All products
+    with the kernel happen on the coarse rows, several times fewer; sums over neighbours, and over the children of a
+    cell in the backward pass, are gathers.
+    """
+
+    @staticmethod
+    def forward(ctx, feats: Tensor, weight: Tensor, table: Tensor, cell: Tensor, children: Tensor) -> Tensor:
+        ctx.save_for_backward(feats, weight, table, children)
+        matrix = weight.permute(2, 1, 0).flatten(1)  # [I, 27 * O]
+        source = torch.cat([cell, cell.new_full((1,), len(feats))]).int()  # absent voxels read a row of zeros
+        rows = source[table] * NUM_OFFSETS + torch.arange(NUM_OFFSETS, dtype=torch.int32, device=cell.device)
+        return _sum_of_rows(_product_and_zero(feats, matrix).unflatten(1, (NUM_OFFSETS, -1)).flatten(0, 1), rows)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        feats, weight, table, children = ctx.saved_tensors
+        padded_table = torch.cat([table, table.new_full((1, NUM_OFFSETS), len(grad))])
+        rows = padded_table[children].transpose(1, 2).flatten(0, 1)  # [M * 27, K]
+        columns = _sum_of_rows(torch.cat([grad, grad.new_zeros(1, grad.shape[1])]), rows)
+        columns = columns.view(len(feats), -1)  # [M, 27 * O], kernel mirrored
+        grad_feats = grad_weight = None
+        if ctx.needs_input_grad[0]:
+            grad_feats = columns @ weight.flip(1).transpose(0, 1).flatten(0, 1)
+        if ctx.needs_input_grad[1]:
+            mirrored = (columns.t() @ feats).view(NUM_OFFSETS, -1, feats.shape[1])
+            grad_weight = mirrored.flip(0).transpose(0, 1)
+        return grad_feats, grad_weight, None, None, None
+
+
+def _product_and_zero(feats: Tensor, matrix: Tensor) -> Tensor:
+    """`feats @ matrix` with a row of zeros after it."""
+    out = feats.new_empty(len(feats) + 1, matrix.shape[1])
+    torch.mm(feats, matrix, out=out[:-1])
+    out[-1].zero_()
+    return out
+
+
+def _sum_of_rows(values: Tensor, rows: Tensor) -> Tensor:
+    """``values [V, C], rows [R, K] -> [R, C]``: the sum of K rows, accumulated in float32."""
+    return F.embedding_bag(rows, values, mode="sum")
+
+
 class _KernelParameters(nn.Module):
     """Weight ``[out, kx, ky, kz, in]`` and bias ``[out]``, initialised as `torch.nn.Conv3d` does."""
 
@@ -130,13 +178,40 @@ class SparseConv3d(nn.Module):
     def extra_repr(self) -> str:
         return f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"
 
-    def forward(self, x: SparseTensor) -> SparseTensor:
+    def _operands(self, x: SparseTensor) -> tuple[Tensor, Tensor]:
+        """Features and weight in one dtype: autocast does not reach into the functions above."""
         feats, weight = x.feats, self.conv.weight
         if torch.is_autocast_enabled(feats.device.type):
             dtype = torch.get_autocast_dtype(feats.device.type)
             feats, weight = feats.to(dtype), weight.to(dtype)
+        return feats, weight
+
+    def _with_bias(self, out: Tensor) -> Tensor:
+        return out if self.conv.bias is None else out + self.conv.bias.to(out.dtype)
+
+    def forward(self, x: SparseTensor) -> SparseTensor:
+        """``[N, in_channels] -> [N, out_channels]``."""
+        feats, weight = self._operands(x)
         if self.kernel_size == 1:
             out = feats @ weight.reshape(self.in_channels, self.out_channels)
         else:
             out = _SubmanifoldConvolution.apply(feats, weight.flatten(1, 3), neighbour_table(x.sites))
-        return x.replace(out if self.conv.bias is None else out + self.conv.bias.to(out.dtype))
+        return x.replace(self._with_bias(out))
+
+    def forward_copied(self, x: SparseTensor, fine: Sites, cells: Cells) -> SparseTensor:
+        """The convolution of `x` copied to the finer grid `fine`, without forming the copies.
+
+        Args:
+            x: ``[M, in_channels]`` on the coarse cells.
+            fine: the N voxels to evaluate at.
+            cells: how they fall into the cells of `x`; see `coarsen` and `subdivided`.
+
+        Returns:
+            ``[N, out_channels]``.
+        """
+        if self.kernel_size == 1:
+            coarse = self(x)
+            return SparseTensor(coarse.feats.index_select(0, cells.cell), sites=fine)
+        feats, weight = self._operands(x)
+        out = _CopyConvolution.apply(feats, weight.flatten(1, 3), neighbour_table(fine), cells.cell, cells.children)
+        return SparseTensor(self._with_bias(out), sites=fine)

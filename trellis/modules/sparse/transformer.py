@@ -14,7 +14,7 @@ from ..norm import LayerNorm32
 from ..transformer import NORM_EPS, FeedForwardNet, make_modulation, zero_init
 from .attention import SparseCrossAttention, SparseSelfAttention
 from .conv import SparseConv3d
-from .spatial import downsample, upsample
+from .spatial import coarsen, downsample, upsample
 from .tensor import Sites, SparseTensor, rows_per_sample
 
 Contexts = Sequence[Tensor | ZeroCondition | LayerContext]
@@ -149,8 +149,9 @@ class SparseResBlock3d(nn.Module):
         h = x.replace(F.silu(self.norm1(x.feats)))
         skip = x.replace(self.skip_connection(x.feats))
         if self.upsample:  # the layers above act on each row alone, so copying rows can wait until here
-            h, skip = upsample(h, fine), upsample(skip, fine)
-        h = self.conv1(h)
+            h, skip = self.conv1.forward_copied(h, fine, coarsen(fine)[1]), upsample(skip, fine)
+        else:
+            h = self.conv1(h)
         scale, shift = (rows_per_sample(m, h.sites) for m in self.emb_layers(emb).chunk(2, dim=1))
         h = self.conv2(h.replace(F.silu(self.norm2(h.feats) * (1 + scale) + shift)))
         return h + skip
