@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import numpy as np
+import torch
+from shapes import mesh_of, sphere
+
+from trellis.export.bake import bake_views, fill_hidden
+from trellis.export.surface import Surface, surface_of
+from trellis.export.texels import Texels, paint, texels_of
+from trellis.export.unwrap import unwrap
+from trellis.export.views import View, surface_views, surround
+from trellis.renderers import mesh_raster
+
+
+def ball_atlas(size: int = 128):
+    ball = sphere(0.4, 3)
+    atlas = unwrap(surface_of(mesh_of(ball.vertices, ball.faces)), size)
+    return atlas, texels_of(atlas, size)
+
+
+def test_texels_lie_on_the_surface_where_their_coordinates_say():
+    atlas, texels = ball_atlas()
+    radii = np.linalg.norm(texels.positions, axis=1)
+    assert radii.min() > 0.39 and radii.max() < 0.4001
+    assert (np.einsum("tk,tk->t", texels.normals, texels.positions) > 0.38).all()
+    # A vertex's own texel is at most a texel's diagonal away from it.
+    grid = np.full((128, 128, 3), np.nan, dtype=np.float32)
+    grid[texels.rows, texels.columns] = texels.positions
+    columns, rows = (atlas.uvs * 128).T.astype(int)
+    offsets = np.linalg.norm(grid[(127 - rows).clip(0, 127), columns.clip(0, 127)] - atlas.vertices, axis=1)
+    assert np.nanmax(offsets) < 0.05 and np.isfinite(offsets).mean() > 0.3
+
+
+def test_a_smooth_paint_is_recovered_from_pictures():
+    atlas, texels = ball_atlas()
+    cameras = surround(atlas.surface, 24, 256)
+
+    def paint_at(points):
+        return 0.5 + 0.5 * np.sin(6 * points + np.array([0, 1, 2]))
+
+    pictures = []
+    vertices, faces = torch.from_numpy(atlas.vertices), torch.from_numpy(atlas.faces)
+    for k in range(len(cameras)):
+        view = mesh_raster.render_mesh(vertices, faces, vertices, cameras, k, antialiased=False)
+        mask = view["mask"].numpy()
+        color = (paint_at(view["attributes"].numpy()) * mask).astype(np.float32)
+        pictures.append(View(color, mask[..., 0]))
+    done = []
+    colors, shown = bake_views(atlas, texels, cameras, iter(pictures), done.append)
+    assert shown > 0.999 and done == list(range(1, 25))
+    error = colors - paint_at(texels.positions)
+    assert -10 * np.log10((error**2).mean()) > 38
+
+
+def test_hidden_surfaces_do_not_take_what_stands_in_front():
+    # A small red ball beside a large blue one hides a part of it in many pictures.
+    big, small = sphere(0.4, 4), sphere(0.12, 3, center=(0, 0.7, 0))
+    vertices = np.concatenate([big.vertices, small.vertices]).astype(np.float32)
+    faces = np.concatenate([big.faces, small.faces + len(big.vertices)]).astype(np.int32)
+    atlas = unwrap(Surface(vertices, faces), 256)
+    texels = texels_of(atlas, 256)
+    cameras = surround(atlas.surface, 16, 256)
+    on_small = np.linalg.norm(atlas.vertices - [0, 0.7, 0], axis=1) < 0.2
+    paint_of_vertex = np.where(on_small[:, None], [1.0, 0, 0], [0, 0, 1.0]).astype(np.float32)
+    views = surface_views(Surface(atlas.vertices, atlas.faces, paint_of_vertex), cameras)
+    result, _ = bake_views(atlas, texels, cameras, views)
+    of_big = np.linalg.norm(texels.positions, axis=1) < 0.41
+    assert result[of_big, 0].max() < 0.02 and result[~of_big, 2].max() < 0.02
+
+
+def test_hidden_texels_take_the_nearest_colour_on_their_side():
+    line = np.linspace(0, 1, 50, dtype=np.float32)
+    positions = np.zeros((100, 3), dtype=np.float32)
+    positions[:50, 0] = positions[50:, 0] = line
+    positions[50:, 2] = -0.01  # the back of a thin plate
+    normals = np.repeat(np.float32([[0, 0, 1], [0, 0, -1]]), 50, axis=0)
+    texels = Texels(16, np.arange(100), np.arange(100), positions, normals)
+    colors = np.zeros((100, 3), dtype=np.float32)
+    colors[:50, 0] = colors[50:, 1] = 1
+    shown = np.ones(100, dtype=bool)
+    shown[20:30] = shown[70:80] = False
+    colors[~shown] = -1
+    filled = fill_hidden(texels, colors, shown, radius=0.5)
+    assert np.allclose(filled[20:30], [1, 0, 0], atol=1e-3) and np.allclose(filled[70:80], [0, 1, 0], atol=1e-3)
+
+
+def test_gutters_continue_the_nearest_chart():
+    texels = Texels(8, np.array([2, 5]), np.array([2, 6]), np.zeros((2, 3)), np.zeros((2, 3)))
+    image = paint(texels, np.array([[1, 0, 0], [0, 1, 0]], dtype=np.float32))
+    assert image[0, 0].tolist() == [1, 0, 0] and image[7, 7].tolist() == [0, 1, 0]
+    assert set(map(tuple, image.reshape(-1, 3).tolist())) == {(1, 0, 0), (0, 1, 0)}

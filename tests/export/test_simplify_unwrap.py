@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+import trimesh
+from shapes import mesh_of, patch_cube, sphere
+
+from trellis.errors import InputError
+from trellis.export.simplify import simplify
+from trellis.export.surface import surface_of
+from trellis.export.unwrap import taubin_smooth, unwrap
+
+
+def surface(mesh: trimesh.Trimesh):
+    return surface_of(mesh_of(mesh.vertices, mesh.faces))
+
+
+def test_a_large_mesh_is_simplified_in_bounded_time():
+    ball = sphere(0.4, 7)  # 327 680 faces
+    start = time.process_time()
+    low = simplify(surface(ball), 0.95, max_faces=10_000)
+    assert time.process_time() - start < 10
+    assert len(low.faces) <= 10_200
+    solid = trimesh.Trimesh(low.vertices, low.faces, process=False)
+    assert solid.is_watertight and solid.volume == pytest.approx(ball.volume, rel=5e-3)
+
+
+def test_ratio_is_the_fraction_removed_and_small_meshes_are_left_alone():
+    ball = surface(sphere(0.4, 4))  # 5120 faces
+    assert len(simplify(ball, 0.75).faces) == pytest.approx(1280, rel=0.02)
+    assert len(simplify(ball, 0.0).faces) == 5120
+    assert len(simplify(ball, 0.999).faces) == pytest.approx(500, rel=0.05)
+    assert len(simplify(surface(trimesh.creation.box()), 0.95).faces) == 12
+
+
+def test_colour_seams_do_not_open_cracks():
+    low = simplify(surface_of(patch_cube(24)), 0.8)
+    assert trimesh.Trimesh(low.vertices, low.faces, process=False).is_watertight
+    assert len(low.faces) < 24 * 24 * 12 * 0.25
+
+
+@pytest.mark.parametrize("arguments", [{"ratio": 1.0}, {"ratio": -0.1}, {"ratio": 0.5, "max_faces": 3}])
+def test_numbers_out_of_range_are_refused(arguments):
+    with pytest.raises(InputError):
+        simplify(surface(sphere(0.4, 2)), **arguments)
+
+
+def test_charts_fill_the_unit_square_without_overlap_and_keep_the_surface():
+    ball = surface(sphere(0.4, 3))
+    atlas = unwrap(ball, 256)
+    assert atlas.uvs.min() >= 0 and atlas.uvs.max() <= 1 and len(atlas.faces) == len(ball.faces)
+    assert np.array_equal(atlas.vertices[atlas.faces], ball.vertices[ball.faces])
+    a, b, c = np.moveaxis(atlas.uvs[atlas.faces].astype(np.float64), 1, 0)
+    signed = ((b - a)[:, 0] * (c - a)[:, 1] - (b - a)[:, 1] * (c - a)[:, 0]) / 2
+    covered = np.abs(signed).sum()
+    assert 0.4 < covered <= 1
+    assert np.allclose(np.linalg.norm(atlas.normals, axis=1), 1, atol=1e-5)
+    assert (np.einsum("vk,vk->v", atlas.normals, atlas.vertices) > 0).all()
+
+
+def test_taubin_removes_noise_without_shrinking():
+    ball = sphere(0.4, 4)
+    noisy = ball.copy()
+    noisy.vertices += np.random.default_rng(0).normal(size=noisy.vertices.shape) * 0.004
+    smooth = taubin_smooth(surface(noisy), 10)
+    radii = [np.linalg.norm(v, axis=1) for v in (noisy.vertices, smooth.vertices)]
+    assert radii[1].std() < 0.5 * radii[0].std()
+    assert radii[1].mean() == pytest.approx(0.4, rel=5e-3)
+
+
+@pytest.mark.parametrize("size", [8, 100_000])
+def test_texture_sizes_out_of_range_are_refused(size):
+    with pytest.raises(InputError, match="texture size"):
+        unwrap(surface(sphere(0.4, 1)), size)

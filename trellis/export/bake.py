@@ -1,0 +1,139 @@
+"""Colours for an atlas from pictures of the object, by inverse projection.
+
+Every texel is projected into every picture. Where the surface itself is what that picture shows there (depth test), the
+picture's colour counts with the fourth power of the cosine between surface normal and line of sight, so that frontal
+views decide and grazing ones, where splats and mesh disagree most, hardly matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+from scipy.spatial import cKDTree
+
+from trellis.export.texels import Texels
+from trellis.export.unwrap import Atlas
+from trellis.export.views import Looker, View
+from trellis.renderers.cameras import Cameras
+from trellis.renderers.numba_runtime import exclusive, kernel, prange
+
+_MIN_COSINE = 0.1  # flatter than 84 degrees, a pixel's footprint is ten pixels long
+_MIN_ALPHA = 0.5  # thinner than this, the picture shows mostly its background
+_DEPTH_TOLERANCE = 0.015  # of the object's radius; about five pixels of depth at 45 degrees in a 512-pixel view
+_NORMAL_WEIGHT = 0.3  # of the object's radius per unit: keeps the two sides of a thin plate apart when filling
+_NEUTRAL = 0.7  # grey for an object that no picture shows
+
+
+def bake_views(
+    atlas: Atlas,
+    texels: Texels,
+    cameras: Cameras,
+    views: Iterable[View],
+    on_view: Callable[[int], None] | None = None,
+) -> tuple[np.ndarray, float]:
+    """Blend the pictures into texel colours.
+
+    Args:
+        atlas: the surface, which occludes itself.
+        texels: of the atlas.
+        cameras: one per picture, of the pictures' size.
+        views: pictures of the object in the order of the cameras; consumed one at a time.
+        on_view: called with the number of pictures done; may raise to stop.
+
+    Returns:
+        [T, 3] float32 sRGB in [0, 1], and the fraction of texels that some picture shows. Hidden texels take the
+        colour of the nearest shown ones on the surface.
+    """
+    looker = Looker(atlas.surface)
+    radius = atlas.surface.bounding_sphere()[1]
+    tolerance = np.float32(_DEPTH_TOLERANCE * max(radius, 1e-6))
+    sums, weights = np.zeros((len(texels), 3), dtype=np.float32), np.zeros(len(texels), dtype=np.float32)
+    centers = cameras.centers.numpy()
+    for k, view in enumerate(views):
+        hit = looker.look(cameras, k)
+        depth = np.where(hit.face_ids >= 0, hit.depth, np.float32(np.inf))
+        with exclusive():
+            _gather(
+                texels.positions,
+                texels.normals,
+                cameras.extrinsics[k].numpy(),
+                cameras.intrinsics[k].numpy(),
+                centers[k],
+                np.ascontiguousarray(view.color),
+                np.ascontiguousarray(view.alpha),
+                depth,
+                tolerance,
+                sums,
+                weights,
+            )
+        if on_view is not None:
+            on_view(k + 1)
+    shown = weights > 1e-4
+    colors = sums / np.maximum(weights, 1e-4)[:, None]
+    return fill_hidden(texels, colors, shown, radius), float(shown.mean()) if len(texels) else 0.0
+
+
+def fill_hidden(texels: Texels, colors: np.ndarray, shown: np.ndarray, radius: float) -> np.ndarray:
+    """Colours [T, 3] with those of texels not `shown` [T] blended from the four nearest shown ones in space."""
+    if shown.all():
+        return colors
+    if not shown.any():
+        return np.full_like(colors, _NEUTRAL)
+    places = np.concatenate([texels.positions, _NORMAL_WEIGHT * radius * texels.normals], axis=1)
+    known = np.flatnonzero(shown)
+    known = known[:: max(1, len(known) // 100_000)]  # dense enough, and the tree stays cheap
+    distances, nearest = cKDTree(places[known]).query(places[~shown], k=min(4, len(known)), workers=-1)
+    distances, nearest = distances.reshape(len(distances), -1), nearest.reshape(len(nearest), -1)
+    weights = 1 / np.maximum(distances, 1e-6)
+    weights /= weights.sum(axis=1, keepdims=True)
+    filled = colors.copy()
+    filled[~shown] = np.einsum("tk,tkc->tc", weights, colors[known[nearest]])
+    return filled
+
+
+@kernel(parallel=True)
+def _gather(positions, normals, extrinsics, intrinsics, center, color, alpha, depth, tolerance, sums, weights):
+    """Add one picture's weighted colours to `sums` [T, 3] and its weights to `weights` [T]."""
+    height, width = depth.shape
+    for i in prange(positions.shape[0]):
+        x, y, z = positions[i, 0], positions[i, 1], positions[i, 2]
+        to_x, to_y, to_z = center[0] - x, center[1] - y, center[2] - z
+        length = np.sqrt(to_x * to_x + to_y * to_y + to_z * to_z)
+        cosine = (to_x * normals[i, 0] + to_y * normals[i, 1] + to_z * normals[i, 2]) / length
+        if not cosine > _MIN_COSINE:
+            continue
+        e = extrinsics
+        depth_here = e[2, 0] * x + e[2, 1] * y + e[2, 2] * z + e[2, 3]
+        if depth_here <= 0:
+            continue
+        camera_x = e[0, 0] * x + e[0, 1] * y + e[0, 2] * z + e[0, 3]
+        camera_y = e[1, 0] * x + e[1, 1] * y + e[1, 2] * z + e[1, 3]
+        # Pixel centres lie at half integers; from here on (column, row) counts centres.
+        column = intrinsics[0, 0] * camera_x / depth_here + intrinsics[0, 2] - 0.5
+        row = intrinsics[1, 1] * camera_y / depth_here + intrinsics[1, 2] - 0.5
+        left, top = int(np.floor(column)), int(np.floor(row))
+        if left < 0 or top < 0 or left + 1 >= width or top + 1 >= height:
+            continue
+        right_share, low_share = column - left, row - top
+        total = red = green = blue = np.float32(0)
+        shown = True
+        for dy in range(2):
+            for dx in range(2):
+                r, c = top + dy, left + dx
+                # Nearer: something stands in between. Farther: the picture shows past the rim there.
+                if not abs(depth[r, c] - depth_here) <= tolerance:
+                    shown = False
+                share = (right_share if dx else 1 - right_share) * (low_share if dy else 1 - low_share) * alpha[r, c]
+                total += share
+                red += share * color[r, c, 0]
+                green += share * color[r, c, 1]
+                blue += share * color[r, c, 2]
+        if not shown or total < _MIN_ALPHA:
+            continue
+        squared = cosine * cosine
+        weight = squared * squared
+        sums[i, 0] += weight * red
+        sums[i, 1] += weight * green
+        sums[i, 2] += weight * blue
+        weights[i] += weight * total

@@ -1,0 +1,142 @@
+"""From a decoded mesh and its splats to a textured asset, in steps that report and can be stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from trellis.errors import InputError
+from trellis.export.bake import bake_views
+from trellis.export.clean import CleanOptions, clean
+from trellis.export.gltf import TexturedMesh
+from trellis.export.refine import refine_texture
+from trellis.export.simplify import simplify as simplify_surface
+from trellis.export.surface import Surface, surface_of
+from trellis.export.texels import paint, texels_of
+from trellis.export.unwrap import Atlas, UnwrapOptions, unwrap
+from trellis.export.views import View, gaussian_views, surface_views, surround
+from trellis.renderers.cameras import Cameras
+from trellis.representations.gaussian import Gaussian
+
+Progress = Callable[[str, int, int], None]  # (stage, step, of); may raise to cancel
+
+STAGES = ("clean", "simplify", "unwrap", "bake")
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Everything `export_mesh` can be told beyond its own arguments.
+
+    Attributes:
+        max_faces: bound on the exported triangles whatever the ratio; unwrapping time grows faster than this number.
+            None lifts it.
+        num_views: pictures to bake from.
+        view_resolution: their side in pixels.
+        refine_steps: optimiser steps after baking, about 20 ms each; 0 for none.
+        clean: what counts as visible, as a speck, as a hole.
+        unwrap: how to cut and pack the charts.
+    """
+
+    max_faces: int | None = 10_000
+    num_views: int = 48
+    view_resolution: int = 512
+    refine_steps: int = 0
+    clean: CleanOptions = field(default_factory=CleanOptions)
+    unwrap: UnwrapOptions = field(default_factory=UnwrapOptions)
+
+    def __post_init__(self) -> None:
+        for name in ("num_views", "view_resolution"):
+            if getattr(self, name) < 1:
+                raise InputError(f"The export option {name} must be at least 1, but is {getattr(self, name)}.")
+        if self.refine_steps < 0:
+            raise InputError(f"The number of refinement steps cannot be negative, but is {self.refine_steps}.")
+
+
+def export_mesh(
+    mesh: Any,
+    gaussian: Gaussian | None = None,
+    simplify: float = 0.95,
+    texture_size: int = 1024,
+    options: ExportOptions | None = None,
+    callback: Progress | None = None,
+) -> TexturedMesh:
+    """Clean, simplify, unwrap and texture a decoded mesh.
+
+    Args:
+        mesh: `vertices` [V, 3] and `faces` [F, 3] in the object frame (z up), optionally `vertex_attrs` [V, 3+] whose
+            first three channels are sRGB in [0, 1].
+        gaussian: splats of the same object, which give the colours. Without them the vertex colours do, and without
+            those the texture is a neutral grey.
+        simplify: fraction of the triangles to remove, in [0, 1).
+        texture_size: side of the square texture in texels, 16 to 8192.
+        options: the rest.
+        callback: called as (stage, step, of) with a stage of `STAGES`; an exception from it stops the export.
+
+    Returns:
+        The asset in the object frame; its `.export("x.glb")` writes it in glTF's frame, `.to_trimesh()` converts it.
+
+    Raises:
+        InputError: the mesh is empty or broken beyond use, or a number is out of its range.
+    """
+    options = options or ExportOptions()
+    report = callback or _silent
+
+    report("clean", 0, 1)
+    dense = clean(surface_of(mesh), options.clean)
+    report("clean", 1, 1)
+
+    report("simplify", 0, 1)
+    low = simplify_surface(dense, simplify, options.max_faces)
+    report("simplify", 1, 1)
+
+    report("unwrap", 0, 1)
+    atlas = unwrap(low, texture_size, options.unwrap)
+    report("unwrap", 1, 1)
+
+    texture = bake_texture(atlas, dense, gaussian, texture_size, options, report)
+    return TexturedMesh(atlas.vertices, atlas.faces, atlas.uvs, atlas.normals, texture)
+
+
+def bake_texture(
+    atlas: Atlas,
+    dense: Surface,
+    gaussian: Gaussian | None,
+    texture_size: int,
+    options: ExportOptions,
+    report: Progress,
+) -> np.ndarray:
+    """The base colour [S, S, 3] uint8 sRGB of an atlas, from splats or else from the dense mesh's vertex colours."""
+    texels = texels_of(atlas, texture_size)
+    cameras = surround(dense, options.num_views, options.view_resolution)
+    views = _views(dense, gaussian, cameras)
+    kept: list[View] = []
+    if options.refine_steps:
+        views = _keeping(views, kept)
+    total = len(cameras) + options.refine_steps
+    report("bake", 0, total)
+    colors, _ = bake_views(atlas, texels, cameras, views, lambda done: report("bake", done, total))
+    texture = paint(texels, colors)
+    texture = refine_texture(
+        texture, atlas, cameras, kept, options.refine_steps, lambda done: report("bake", len(cameras) + done, total)
+    )
+    report("bake", total, total)
+    return (texture * 255 + 0.5).clip(0, 255).astype(np.uint8)
+
+
+def _views(dense: Surface, gaussian: Gaussian | None, cameras: Cameras) -> Iterator[View]:
+    if gaussian is not None and len(gaussian):
+        return gaussian_views(gaussian, cameras)
+    return surface_views(dense, cameras) if dense.colors is not None else iter(())
+
+
+def _keeping(views: Iterator[View], kept: list[View]) -> Iterator[View]:
+    for view in views:
+        kept.append(view)
+        yield view
+
+
+def _silent(stage: str, step: int, of: int) -> None:
+    del stage, step, of

@@ -1,0 +1,60 @@
+"""Quadric edge-collapse simplification (Garland and Heckbert 1997; the fast-simplification package)."""
+
+from __future__ import annotations
+
+import threading
+
+import fast_simplification
+import numpy as np
+
+from trellis.errors import InputError
+from trellis.export.surface import Surface
+from trellis.export.topology import position_ids
+
+MIN_FACES = 500  # a fraction of a tiny mesh would be no object any more
+_AGGRESSIVENESS = (7.0, 9.0, 11.0)
+_lock = threading.Lock()  # the package keeps its mesh in global variables
+
+
+def simplify(surface: Surface, ratio: float = 0.95, max_faces: int | None = None) -> Surface:
+    """Geometry with fewer triangles; vertices at the same place are joined and colours are dropped.
+
+    Args:
+        surface: finite and without degenerate faces.
+        ratio: fraction of the faces to remove, in [0, 1). Meshes are not reduced below `MIN_FACES` by it.
+        max_faces: upper bound on the number of faces afterwards, at least 4; None for no bound.
+
+    Raises:
+        InputError: a number out of its range.
+    """
+    if not 0 <= ratio < 1:
+        raise InputError(f"The simplification must be a fraction of the faces from 0 to below 1, but is {ratio}.")
+    if max_faces is not None and max_faces < 4:
+        raise InputError(f"A solid has at least 4 faces, but the bound is {max_faces}.")
+    welded = weld(surface)
+    target = max(round(len(welded.faces) * (1 - ratio)), MIN_FACES)
+    if max_faces is not None:
+        target = min(target, max_faces)
+    if target >= len(welded.faces):
+        return welded
+
+    # The collapse threshold is absolute, so bring the mesh to unit size first.
+    center, radius = welded.bounding_sphere()
+    points, faces = (welded.vertices - center) / radius, welded.faces
+    for aggressiveness in _AGGRESSIVENESS:
+        with _lock:
+            points, faces = fast_simplification.simplify(points, faces, target_count=target, agg=aggressiveness)
+        if len(faces) <= 1.02 * target:
+            break
+    if len(faces) == 0:  # collapsed to nothing: flat or thread-like beyond what quadrics can judge
+        return welded
+    return weld(Surface((points * radius + center).astype(np.float32), np.ascontiguousarray(faces, dtype=np.int32)))
+
+
+def weld(surface: Surface) -> Surface:
+    """Vertices at exactly the same place joined, without faces that this leaves degenerate; no colours."""
+    ids = position_ids(surface.vertices)
+    first = np.unique(ids, return_index=True)[1].astype(np.int32)
+    faces = first[ids[surface.faces]]
+    distinct = (faces[:, 0] != faces[:, 1]) & (faces[:, 1] != faces[:, 2]) & (faces[:, 2] != faces[:, 0])
+    return Surface(surface.vertices, faces).select_faces(distinct)

@@ -1,0 +1,62 @@
+"""The texels of an atlas: where each one lies on the surface, and how the rest of the image is filled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy import ndimage
+
+from trellis.export.unwrap import Atlas
+from trellis.renderers import mesh_raster
+
+
+@dataclass(frozen=True, eq=False)
+class Texels:
+    """The T texels of a square texture whose centre lies inside a triangle.
+
+    Attributes:
+        size: side of the texture.
+        rows, columns: [T] int64 place in the image, row 0 at the top (v = 1).
+        positions: [T, 3] float32 on the surface, object frame.
+        normals: [T, 3] float32, unit normal of the texel's triangle.
+    """
+
+    size: int
+    rows: np.ndarray
+    columns: np.ndarray
+    positions: np.ndarray
+    normals: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def texels_of(atlas: Atlas, size: int) -> Texels:
+    """Rasterise the atlas in texture space."""
+    screen = np.stack([atlas.uvs[:, 0] * size, (1 - atlas.uvs[:, 1]) * size, np.ones(len(atlas.uvs))], axis=1)
+    screen, faces = torch.from_numpy(screen.astype(np.float32)), torch.from_numpy(atlas.faces)
+    raster = mesh_raster.rasterize(screen, faces, size, size)
+    positions = mesh_raster.interpolate(torch.from_numpy(atlas.vertices), screen, faces, raster).numpy()
+    ids = raster.face_ids.numpy()
+    rows, columns = np.nonzero(ids >= 0)
+    ids, positions = ids[rows, columns], positions[rows, columns]
+    vectors = atlas.surface.face_vectors()
+    normals = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-20)
+    return Texels(size, rows, columns, positions, normals[ids].astype(np.float32))
+
+
+def paint(texels: Texels, colors: np.ndarray) -> np.ndarray:
+    """The image [S, S, C] float32 with each texel's colour [T, C] in place and every other pixel that of the nearest.
+
+    Continuing the charts into the gutter keeps bilinear and mipmapped lookups from mixing in foreign colours.
+    """
+    image = np.zeros((texels.size, texels.size, colors.shape[1]), dtype=np.float32)
+    empty = np.ones((texels.size, texels.size), dtype=bool)
+    image[texels.rows, texels.columns] = colors
+    empty[texels.rows, texels.columns] = False
+    if empty.all() or not empty.any():
+        return image
+    rows, columns = ndimage.distance_transform_edt(empty, return_distances=False, return_indices=True)
+    return image[rows, columns]
