@@ -105,6 +105,20 @@ def test_mesh_decoder():
     assert torch.equal(raw.coords, golden.outputs["coords"])
     assert_close(raw.feats, golden.outputs["feats"])
 
+    (mesh,) = model.to_representation(raw)
+    # Vertices may come in another order; pair the nearest (in float64: some are very close to each other).
+    order = torch.cdist(golden.outputs["mesh_vertices"].double(), mesh.vertices.double()).argmin(1)
+    assert len(order.unique()) == len(mesh.vertices)
+    assert_close(mesh.vertices[order], golden.outputs["mesh_vertices"])
+    assert_close(mesh.vertex_attrs[order], golden.outputs["mesh_attrs"])
+    assert face_set(order[golden.outputs["mesh_faces"].long()]) == face_set(mesh.faces)
+
+
+def face_set(faces: torch.Tensor) -> set[tuple[int, ...]]:
+    """Faces with their winding, whatever vertex they start from."""
+    first = faces.argmin(1, keepdim=True)
+    return set(map(tuple, faces.gather(1, (first + torch.arange(3)) % 3).tolist()))
+
 
 @pytest.mark.parametrize("name", ["slat_encoder", "slat_decoder_gs", "slat_decoder_mesh"])
 def test_published_state_dict(name):

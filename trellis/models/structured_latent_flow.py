@@ -162,6 +162,7 @@ class SLatFlowModel(MixedPrecisionModel):
                 finer.append(h.sites)
             h = block(h, emb)
             skips.append(h.feats)
+        h = h.type(self.dtype)  # autocast leaves a convolution's bfloat16 here; the residual stream keeps its precision
         h = h.replace(h.feats + self.pos_embedder(h.coords[:, 1:]).to(h.dtype))
         for block, contexts in zip(self.blocks, self._contexts(cond), strict=True):
             h = block(h, mod, contexts)

@@ -72,8 +72,8 @@ class SparseTransformerBase(MixedPrecisionModel):
 
     def encode_voxels(self, x: SparseTensor) -> SparseTensor:
         """``[N, in_channels] -> [N, model_channels]`` in the precision of the blocks."""
-        feats = self.input_layer(x.feats)
-        h = x.replace(feats + self.pos_embedder(x.coords[:, 1:]).to(feats.dtype)).type(self.dtype)
+        feats = self.input_layer(x.feats) + self.pos_embedder(x.coords[:, 1:])  # added in float32, also under autocast
+        h = x.replace(feats).type(self.dtype)
         for block in self.blocks:
             h = block(h)
         return h
