@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import statistics
 import time
 from collections.abc import Callable
 
-import torch
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch loads OpenMP
 
-from trellis.renderers.cameras import Cameras, orbit
-from trellis.renderers.mesh_raster import antialias, interpolate, project, rasterize, render_mesh, warm_up
+import torch  # noqa: E402
+
+from trellis.renderers.cameras import Cameras, orbit  # noqa: E402
+from trellis.renderers.mesh_raster import (  # noqa: E402
+    antialias,
+    interpolate,
+    project,
+    rasterize,
+    render_mesh,
+    warm_up,
+)
 
 
 def bumpy_sphere(num_faces: int) -> tuple[torch.Tensor, torch.Tensor]:

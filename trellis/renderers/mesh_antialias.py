@@ -16,7 +16,7 @@ import torch
 from trellis.errors import InputError
 from trellis.renderers.mesh_topology import FaceTable, face_table
 from trellis.renderers.mesh_visibility import Raster, screen_array
-from trellis.renderers.numba_runtime import exclusive, kernel, prange
+from trellis.renderers.numba_runtime import exclusive, kernel
 
 # Just inside the horizon of a rounded object the surface is already nearer than its silhouette, by up to half the
 # object's depth. Something nearer than that hides the silhouette.
@@ -124,9 +124,7 @@ class _Antialias(torch.autograd.Function):
         return grad_image if need_image else None, grad_screen if need_screen else None, None, None, None
 
 
-def _find_crossings(
-    screen: np.ndarray, table: FaceTable, raster: Raster, depth_tolerance: float | None
-) -> _Crossings:
+def _find_crossings(screen: np.ndarray, table: FaceTable, raster: Raster, depth_tolerance: float | None) -> _Crossings:
     """All visible crossings; where several silhouettes pass between the same two pixels, only the outermost."""
     if depth_tolerance is None:
         depths = screen[:, 2][screen[:, 2] >= raster.near]
@@ -151,13 +149,13 @@ def _find_crossings(
     return _Crossings(*(column[outermost] for column in found))
 
 
-@kernel(parallel=True)
+@kernel
 def _silhouette_sides(
     screen: np.ndarray, edges: np.ndarray, starts: np.ndarray, opposites: np.ndarray, near: float
 ) -> np.ndarray:
     """[E] int8: on which screen side of an edge all its faces lie, as the sign of a cross product; 0: on both."""
     sides = np.zeros(len(edges), np.int8)
-    for edge in prange(len(edges)):
+    for edge in range(len(edges)):
         a, b = edges[edge, 0], edges[edge, 1]
         if min(screen[a, 2], screen[b, 2]) < near:
             continue
@@ -184,7 +182,7 @@ def _walk_silhouettes(
     face_ids: np.ndarray,
     depth: np.ndarray,
     tolerance: float,
-):
+) -> tuple[np.ndarray, ...]:
     """The columns of `_Crossings`: steep edges are followed row by row, shallow ones column by column."""
     height, width = face_ids.shape
     capacity = 0

@@ -7,6 +7,10 @@ Kernels are declared with `kernel` and called inside `exclusive()`:
 
     with exclusive():
         _double(array)
+
+Two limits to know. A process that has run a parallel kernel must not fork (libgomp ends the child): start workers with
+the "spawn" method. And numba notices edits only in the file of the kernel that it cached, so a kernel should call
+kernels of its own file alone.
 """
 
 from __future__ import annotations
@@ -18,9 +22,10 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-# numba reads both variables when it is first imported. "omp" is the layer of the stock wheel that survives calls from
-# several Python threads ("workqueue" aborts the process), and the passive wait policy keeps idle OpenMP threads
-# from spinning on cores that other work wants.
+# numba reads its variable when it is first imported. "omp" is the layer of the stock wheel that survives calls from
+# several Python threads ("workqueue" aborts the process). The passive wait policy keeps idle OpenMP threads from
+# spinning on cores that other work wants, which costs up to ten times on a shared machine; the OpenMP library reads it
+# when it is loaded, so a program that imports torch earlier must set it earlier.
 os.environ.setdefault("NUMBA_THREADING_LAYER", "omp")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -64,8 +69,3 @@ def kernel(function: Callable | None = None, *, parallel: bool = False, fastmath
     if function is None:
         return functools.partial(kernel, parallel=parallel, fastmath=fastmath)
     return numba.njit(function, cache=True, nogil=True, parallel=parallel, fastmath=fastmath)
-
-
-def num_threads() -> int:
-    """Threads that a parallel kernel will use."""
-    return numba.get_num_threads()
