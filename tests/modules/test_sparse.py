@@ -138,6 +138,19 @@ def test_attention_equals_a_loop_over_segments(counts):
         assert_close(actual_grad, expected_grad)
 
 
+def test_samples_without_voxels_are_harmless():
+    full = random_tensor([30, 12], 12)
+    coords = full.coords * torch.tensor([2, 1, 1, 1], dtype=torch.int32)  # batch indices 0 and 2
+    x = SparseTensor(full.feats.clone().requires_grad_(), coords, batch_size=4)
+    assert x.sites.counts == [30, 0, 12, 0]
+    qkv = x.feats.view(-1, 3, 2, 2)
+    assert_close(segment_attention(qkv, sample_segments(x.sites)), attention_by_loop(qkv, x.coords[:, 0]))
+    normed = SparseGroupNorm32(3, 12)(x)
+    assert_close(normed.feats, SparseGroupNorm32(3, 12)(full).feats)
+    (segment_attention(qkv, sample_segments(x.sites)).sum() + normed.feats.square().sum()).backward()
+    assert x.feats.grad.isfinite().all()
+
+
 def test_cross_attention_is_per_sample_and_averages_views():
     x = random_tensor([40, 9, 20], 16)
     layer = SparseCrossAttention(16, 10, 2, qk_rms_norm=True)

@@ -84,7 +84,7 @@ class SLatGaussianDecoder(SparseTransformerBase):
     def decode_raw(self, x: SparseTensor) -> SparseTensor:
         """Latent ``[N, latent_channels]`` to raw fields ``[N, num_gaussians * 14]``, stored field by field."""
         h = self.encode_voxels(x).type(x.dtype)
-        return h.replace(self.out_layer(F.layer_norm(h.feats, h.feats.shape[-1:])))
+        return h.replace(self.out_layer(F.layer_norm(h.feats, h.feats.shape[-1:]))).type(x.dtype)
 
     def decode_fields(self, raw: SparseTensor) -> dict[str, Tensor]:
         """Stored fields of the Gaussians of the whole batch.
@@ -93,16 +93,16 @@ class SLatGaussianDecoder(SparseTransformerBase):
             raw: from `decode_raw`.
 
         Returns:
-            `FIELDS` by name, ``[N * num_gaussians, ...]`` each, voxel by voxel. `_xyz` is in [0, 1] of the grid.
+            `FIELDS` by name, float32 ``[N * num_gaussians, ...]`` each, voxel by voxel. `_xyz` is in [0, 1] of the grid.
         """
         n = self.num_gaussians
         fields, start = {}, 0
         for name, shape in FIELDS.items():
             stop = start + n * math.prod(shape)
-            field = raw.feats[:, start:stop].unflatten(1, (n, *shape)) * self.rep_config["lr"][name]
+            field = raw.feats[:, start:stop].float().unflatten(1, (n, *shape)) * self.rep_config["lr"][name]
             start = stop
             if name == "_xyz":
-                centre = (raw.coords[:, None, 1:].to(field.dtype) + 0.5) / self.resolution
+                centre = (raw.coords[:, None, 1:] + 0.5) / self.resolution
                 reach = 0.5 * self.rep_config["voxel_size"] / self.resolution
                 field = centre + torch.tanh(field + self.offset_perturbation) * reach
             fields[name] = field.flatten(0, 1)

@@ -105,7 +105,7 @@ class SLatMeshDecoder(SparseTransformerBase):
         h = self.encode_voxels(x)
         for block in self.upsample:
             h = block(h)
-        return self.out_layer(h.type(x.dtype))
+        return self.out_layer(h.type(x.dtype)).type(x.dtype)
 
     def to_representation(self, raw: SparseTensor) -> list[MeshExtractResult]:
         """One mesh for each sample of the batch; `raw` is from `decode_raw`."""

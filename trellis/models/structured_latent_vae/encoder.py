@@ -62,7 +62,7 @@ class SLatEncoder(SparseTransformerBase):
         """
         h = self.encode_voxels(x).type(x.dtype)
         h = F.layer_norm(h.feats, h.feats.shape[-1:])
-        mean, logvar = self.out_layer(h).chunk(2, dim=1)
+        mean, logvar = self.out_layer(h).to(x.dtype).chunk(2, dim=1)
         latent = mean
         if sample_posterior:
             noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)

@@ -71,11 +71,17 @@ def window_segments(sites: Sites, size: int, shift: int = 0) -> Segments:
 
 
 def _build_segments(lengths: Sequence[int], order: Tensor | None, device: torch.device) -> Segments:
-    """Bucket consecutive runs of `lengths` rows of `order` (None: rows as they are) by length, in half octaves."""
+    """Bucket consecutive runs of `lengths` rows of `order` (None: rows as they are) by length.
+
+    Short segments are bucketed by octave, because there the number of calls is what costs; long ones by half octave,
+    because there padding does.
+    """
     total = sum(lengths)
-    sizes = torch.tensor(lengths)
+    sizes = torch.tensor([length for length in lengths if length])
     starts = sizes.cumsum(0) - sizes
-    levels = (2 * sizes.clamp_min(16).double().log2()).ceil()
+    octaves = sizes.clamp_min(16).double().log2()
+    levels = torch.where(sizes <= 512, 2 * octaves.ceil(), (2 * octaves).ceil())
+    number = torch.tensor(lengths).nonzero()[:, 0]
     bases = torch.empty_like(sizes)
     buckets, filled = [], 0
     for level in levels.unique().tolist():
@@ -93,7 +99,7 @@ def _build_segments(lengths: Sequence[int], order: Tensor | None, device: torch.
         rows = (starts[members].to(device)[:, None] + slots).clamp_max(total - 1).flatten()
         mask = None if equal else (slots < bucket_sizes.to(device)[:, None])[:, None, None]
         rows = rows if order is None else order[rows]
-        buckets.append(Bucket(members.to(device), length, rows, mask))
+        buckets.append(Bucket(number[members].to(device), length, rows, mask))
     if len(lengths) == 1 and order is None:
         return Segments(buckets, None)
     slots = torch.arange(total, device=device) + (bases - starts).to(device).repeat_interleave(

@@ -43,7 +43,7 @@ class SparseGroupNorm32(nn.GroupNorm):
 
     def forward(self, x: SparseTensor) -> SparseTensor:
         groups = x.feats.float().unflatten(1, (self.num_groups, -1))  # [N, G, C / G]
-        counts = x.sites.cached("counts_tensor", lambda: torch.tensor(x.sites.counts, device=x.device))
+        counts = x.sites.cached("counts_tensor", lambda: torch.tensor(x.sites.counts, device=x.device).clamp_min(1))
         sizes = counts[:, None] * groups.shape[2]  # [B, 1]
         mean = _sum_per_sample(groups.sum(2), x.sites) / sizes  # [B, G]
         groups = groups - rows_per_sample(mean, x.sites)[..., None]
