@@ -93,7 +93,7 @@ class SLatGaussianDecoder(SparseTransformerBase):
             raw: from `decode_raw`.
 
         Returns:
-            `FIELDS` by name, float32 ``[N * num_gaussians, ...]`` each, voxel by voxel. `_xyz` is in [0, 1] of the grid.
+            `FIELDS` by name, float32 ``[N * num_gaussians, ...]`` each, voxel by voxel; `_xyz` in [0, 1] of the grid.
         """
         n = self.num_gaussians
         fields, start = {}, 0
