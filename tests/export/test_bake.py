@@ -8,7 +8,7 @@ from trellis.export.bake import bake_views, fill_hidden
 from trellis.export.surface import Surface, surface_of
 from trellis.export.texels import Texels, paint, texels_of
 from trellis.export.unwrap import unwrap
-from trellis.export.views import View, surface_views, surround
+from trellis.export.views import Looker, View, surface_views, surround
 from trellis.renderers import mesh_raster
 
 
@@ -89,3 +89,22 @@ def test_gutters_continue_the_nearest_chart():
     image = paint(texels, np.array([[1, 0, 0], [0, 1, 0]], dtype=np.float32))
     assert image[0, 0].tolist() == [1, 0, 0] and image[7, 7].tolist() == [0, 1, 0]
     assert set(map(tuple, image.reshape(-1, 3).tolist())) == {(1, 0, 0), (0, 1, 0)}
+
+
+def test_splats_seen_through_gaps_do_not_count_and_offset_splats_do():
+    atlas, texels = ball_atlas()
+    cameras = surround(atlas.surface, 12, 128)
+    looker = Looker(atlas.surface)
+    rng = np.random.default_rng(0)
+
+    def pictures(offset, gaps):
+        for k in range(len(cameras)):
+            hit = looker.look(cameras, k)
+            through = rng.random(hit.depth.shape) < gaps
+            color = np.where(through[..., None], [0, 1, 0], [1, 0, 0]).astype(np.float32)
+            yield View(color, np.ones_like(hit.depth), (hit.depth + offset + 0.6 * through).astype(np.float32))
+
+    colors, shown = bake_views(atlas, texels, cameras, pictures(0, 0.2))
+    assert shown > 0.95 and (colors[:, 1] < 0.05).mean() > 0.99
+    colors, shown = bake_views(atlas, texels, cameras, pictures(0.05, 0))
+    assert shown > 0.95 and colors[:, 0].min() > 0.99

@@ -14,14 +14,19 @@ from scipy.spatial import cKDTree
 
 from trellis.export.texels import Texels
 from trellis.export.unwrap import Atlas
-from trellis.export.views import Looker, View
+from trellis.export.views import Hit, Looker, View
 from trellis.renderers.cameras import Cameras
 from trellis.renderers.numba_runtime import exclusive, kernel, prange
 
 _MIN_COSINE = 0.1  # flatter than 84 degrees, a pixel's footprint is ten pixels long
 _MIN_ALPHA = 0.5  # thinner than this, the picture shows mostly its background
 _DEPTH_TOLERANCE = 0.015  # of the object's radius; about five pixels of depth at 45 degrees in a 512-pixel view
+_SPLAT_DEPTH_SPREAD = 0.03  # of the object's radius; splats of one surface lie within about this of it
+_LEAST_TRUST = 1e-3  # where all splats are off the surface, their colours are still better than none
 _NORMAL_WEIGHT = 0.3  # of the object's radius per unit: keeps the two sides of a thin plate apart when filling
+_POORLY_SHOWN = 0.05  # of the usual weight: only gaps and grazing views; a well shown neighbour knows better
+_REACH = 0.02  # of the object's radius: how far such a neighbour may be
+_MAX_SOURCES = 100_000  # texels to take colours from; dense enough, and the search tree stays cheap
 _NEUTRAL = 0.7  # grey for an object that no picture shows
 
 
@@ -61,7 +66,7 @@ def bake_views(
                 cameras.intrinsics[k].numpy(),
                 centers[k],
                 np.ascontiguousarray(view.color),
-                np.ascontiguousarray(view.alpha),
+                trust(view, hit, radius),
                 depth,
                 tolerance,
                 sums,
@@ -69,31 +74,54 @@ def bake_views(
             )
         if on_view is not None:
             on_view(k + 1)
-    shown = weights > 1e-4
-    colors = sums / np.maximum(weights, 1e-4)[:, None]
-    return fill_hidden(texels, colors, shown, radius), float(shown.mean()) if len(texels) else 0.0
+    shown = weights > 0
+    colors = sums / np.maximum(weights, 1e-12)[:, None]
+    colors = fill_hidden(texels, colors, shown, radius)
+    if shown.any():
+        poorly = weights < _POORLY_SHOWN * np.median(weights[shown])
+        colors = fill_hidden(texels, colors, ~poorly, radius, reach=_REACH * radius)
+    return colors, float(shown.mean()) if len(texels) else 0.0
 
 
-def fill_hidden(texels: Texels, colors: np.ndarray, shown: np.ndarray, radius: float) -> np.ndarray:
-    """Colours [T, 3] with those of texels not `shown` [T] blended from the four nearest shown ones in space."""
+def trust(view: View, hit: Hit, radius: float) -> np.ndarray:
+    """How far each pixel of a picture shows the surface itself, [H, W] float32 in [0, 1].
+
+    That is its coverage, less where the mean depth of the splats is off the surface: through gaps between splats
+    the far side shines.
+    """
+    trusted = np.where(view.alpha < _MIN_ALPHA, np.float32(0), view.alpha)
+    if view.depth is None:
+        return trusted
+    offset = (view.depth - hit.depth) / np.float32(max(_SPLAT_DEPTH_SPREAD * radius, 1e-9))
+    return trusted * np.maximum(np.exp(-np.square(offset)), np.float32(_LEAST_TRUST))
+
+
+def fill_hidden(
+    texels: Texels, colors: np.ndarray, shown: np.ndarray, radius: float, reach: float = np.inf
+) -> np.ndarray:
+    """Colours [T, 3] with those of texels not `shown` [T] blended from the four nearest shown ones in space.
+
+    Texels farther than `reach` from any of these keep their colour. `radius` is that of the object.
+    """
     if shown.all():
         return colors
     if not shown.any():
         return np.full_like(colors, _NEUTRAL)
     places = np.concatenate([texels.positions, _NORMAL_WEIGHT * radius * texels.normals], axis=1)
-    known = np.flatnonzero(shown)
-    known = known[:: max(1, len(known) // 100_000)]  # dense enough, and the tree stays cheap
-    distances, nearest = cKDTree(places[known]).query(places[~shown], k=min(4, len(known)), workers=-1)
-    distances, nearest = distances.reshape(len(distances), -1), nearest.reshape(len(nearest), -1)
-    weights = 1 / np.maximum(distances, 1e-6)
+    known, wanted = np.flatnonzero(shown), np.flatnonzero(~shown)
+    known = known[:: max(1, len(known) // _MAX_SOURCES)]
+    distances, nearest = cKDTree(places[known]).query(places[wanted], k=[1, 2, 3, 4], workers=-1)
+    close = distances[:, 0] <= reach
+    found = np.isfinite(distances[close])  # fewer than four exist on a tiny texture
+    weights = found / np.maximum(distances[close], 1e-6)
     weights /= weights.sum(axis=1, keepdims=True)
     filled = colors.copy()
-    filled[~shown] = np.einsum("tk,tkc->tc", weights, colors[known[nearest]])
+    filled[wanted[close]] = np.einsum("tk,tkc->tc", weights, colors[known[np.where(found, nearest[close], 0)]])
     return filled
 
 
 @kernel(parallel=True)
-def _gather(positions, normals, extrinsics, intrinsics, center, color, alpha, depth, tolerance, sums, weights):
+def _gather(positions, normals, extrinsics, intrinsics, center, color, trusted, depth, tolerance, sums, weights):
     """Add one picture's weighted colours to `sums` [T, 3] and its weights to `weights` [T]."""
     height, width = depth.shape
     for i in prange(positions.shape[0]):
@@ -124,12 +152,12 @@ def _gather(positions, normals, extrinsics, intrinsics, center, color, alpha, de
                 # Nearer: something stands in between. Farther: the picture shows past the rim there.
                 if not abs(depth[r, c] - depth_here) <= tolerance:
                     shown = False
-                share = (right_share if dx else 1 - right_share) * (low_share if dy else 1 - low_share) * alpha[r, c]
+                share = (right_share if dx else 1 - right_share) * (low_share if dy else 1 - low_share) * trusted[r, c]
                 total += share
                 red += share * color[r, c, 0]
                 green += share * color[r, c, 1]
                 blue += share * color[r, c, 2]
-        if not shown or total < _MIN_ALPHA:
+        if not shown or total == 0:
             continue
         squared = cosine * cosine
         weight = squared * squared

@@ -11,10 +11,13 @@ from scipy import ndimage
 from trellis.export.unwrap import Atlas
 from trellis.renderers import mesh_raster
 
+# Barycentrics of the points that represent a sliver: the middle, towards the corners, along the sides.
+_SPREAD = np.array([[4, 4, 4], [10, 1, 1], [1, 10, 1], [1, 1, 10], [6, 5, 1], [1, 6, 5], [5, 1, 6]]) / 12
+
 
 @dataclass(frozen=True, eq=False)
 class Texels:
-    """The T texels of a square texture whose centre lies inside a triangle.
+    """The T texels of a square texture that a triangle covers (nearly all by their centre).
 
     Attributes:
         size: side of the texture.
@@ -34,17 +37,31 @@ class Texels:
 
 
 def texels_of(atlas: Atlas, size: int) -> Texels:
-    """Rasterise the atlas in texture space."""
+    """Rasterise the atlas in texture space; a sliver that no texel centre hits gets the empty texels it passes."""
     screen = np.stack([atlas.uvs[:, 0] * size, (1 - atlas.uvs[:, 1]) * size, np.ones(len(atlas.uvs))], axis=1)
-    screen, faces = torch.from_numpy(screen.astype(np.float32)), torch.from_numpy(atlas.faces)
-    raster = mesh_raster.rasterize(screen, faces, size, size)
-    positions = mesh_raster.interpolate(torch.from_numpy(atlas.vertices), screen, faces, raster).numpy()
-    ids = raster.face_ids.numpy()
+    points, faces = torch.from_numpy(screen.astype(np.float32)), torch.from_numpy(atlas.faces)
+    raster = mesh_raster.rasterize(points, faces, size, size)
+    grid = mesh_raster.interpolate(torch.from_numpy(atlas.vertices), points, faces, raster).numpy()
+    ids = raster.face_ids.numpy().copy()
+    _add_slivers(atlas, screen[:, :2], ids, grid)
     rows, columns = np.nonzero(ids >= 0)
-    ids, positions = ids[rows, columns], positions[rows, columns]
     vectors = atlas.surface.face_vectors()
     normals = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-20)
-    return Texels(size, rows, columns, positions, normals[ids].astype(np.float32))
+    return Texels(size, rows, columns, grid[rows, columns], normals[ids[rows, columns]].astype(np.float32))
+
+
+def _add_slivers(atlas: Atlas, places: np.ndarray, ids: np.ndarray, positions: np.ndarray) -> None:
+    """Enter faces into empty texels of `ids` [S, S] and `positions` [S, S, 3] at a few points of each face.
+
+    Charts thinner than a texel exist, and without a texel of their own they would show their neighbours' colour.
+    """
+    size = len(ids)
+    corners, texel_corners = atlas.vertices[atlas.faces], places[atlas.faces]
+    for weights in _SPREAD:
+        column, row = np.floor(weights @ texel_corners).astype(np.int64).clip(0, size - 1).T
+        empty = np.flatnonzero(ids[row, column] < 0)
+        ids[row[empty], column[empty]] = empty
+        positions[row[empty], column[empty]] = (weights @ corners[empty]).astype(np.float32)
 
 
 def paint(texels: Texels, colors: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from trellis.export.surface import Surface
-from trellis.renderers import mesh_raster
+from trellis.renderers import gaussian_raster, mesh_raster
 from trellis.renderers.cameras import Cameras, hammersley
 from trellis.representations.gaussian import Gaussian
 
@@ -21,10 +21,17 @@ _NEAR = 1e-6  # `surround` keeps its distance from objects of any size
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """One picture of the object: `color` [H, W, 3] float32 sRGB in [0, 1], not multiplied by `alpha` [H, W]."""
+    """One picture of the object.
+
+    Attributes:
+        color: [H, W, 3] float32 sRGB in [0, 1], not multiplied by alpha.
+        alpha: [H, W] float32 coverage in [0, 1].
+        depth: [H, W] float32 mean distance along the view axis of what was blended, or None where it is exact.
+    """
 
     color: np.ndarray
     alpha: np.ndarray
+    depth: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,16 +106,15 @@ def count_sightings(surface: Surface, cameras: Cameras) -> tuple[np.ndarray, np.
 
 def gaussian_views(gaussian: Gaussian, cameras: Cameras) -> Iterator[View]:
     """Pictures of the splats."""
-    from trellis.renderers import gaussian_raster
-
     gaussian = gaussian.to("cpu")
     for k in range(len(cameras)):
         with torch.no_grad():
             image = gaussian_raster.render(gaussian, cameras, k)
         alpha = image.alpha[0].numpy()
         # The splats were blended over black: dividing by the coverage recovers their own mean colour.
-        color = image.color.permute(1, 2, 0).numpy() / np.maximum(alpha, 1e-3)[..., None]
-        yield View(color.clip(0, 1), alpha)
+        coverage = np.maximum(alpha, 1e-3)
+        color = image.color.permute(1, 2, 0).numpy() / coverage[..., None]
+        yield View(color.clip(0, 1), alpha, image.depth[0].numpy() / coverage)
 
 
 def surface_views(surface: Surface, cameras: Cameras) -> Iterator[View]:

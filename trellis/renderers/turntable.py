@@ -11,7 +11,7 @@ import torch
 
 from trellis.errors import InputError
 from trellis.files import replacing
-from trellis.renderers import mesh_raster
+from trellis.renderers import gaussian_raster, mesh_raster
 from trellis.renderers.cameras import Cameras
 from trellis.representations.gaussian import Gaussian
 
@@ -22,18 +22,20 @@ def gaussian_frames(
     gaussian: Gaussian,
     cameras: Cameras,
     background: Sequence[float] = (0.0, 0.0, 0.0),
+    supersample: int = 1,
     on_frame: Callable[[int, int], None] | None = None,
 ) -> list[np.ndarray]:
-    """Splats seen by each camera: N images [H, W, 3] uint8 sRGB over a constant colour in [0, 1]."""
-    from trellis.renderers import gaussian_raster
+    """Splats seen by each camera: N images [H, W, 3] uint8 sRGB over a constant colour in [0, 1].
 
+    `supersample` draws that many times larger and reduces; the published previews use 4, which takes several times
+    longer. `on_frame` is called as (done, of) and may raise to stop.
+    """
     frames = []
-    backdrop = torch.tensor(background, dtype=torch.float32)[:, None, None]
+    backdrop = torch.tensor(background, dtype=torch.float32)
     for k in range(len(cameras)):
         with torch.no_grad():
-            image = gaussian_raster.render(gaussian, cameras, k)
-            color = image.color + (1 - image.alpha) * backdrop.to(image.color)
-        frames.append(_bytes(color.permute(1, 2, 0)))
+            image = gaussian_raster.render(gaussian, cameras, k, backdrop, supersample)
+        frames.append(_bytes(image.color.permute(1, 2, 0)))
         _report(on_frame, k, len(cameras))
     return frames
 
