@@ -5,6 +5,7 @@ import struct
 
 import numpy as np
 import pytest
+import torch
 import trimesh
 from golden_io import load_golden
 from shapes import PATCHES, mesh_of, patch_cube, sampled_colors, sphere
@@ -13,6 +14,7 @@ from trellis.errors import InputError
 from trellis.export import ExportOptions, TexturedMesh, export_mesh, write_glb
 from trellis.export.clean import CleanOptions
 from trellis.export.gltf import from_gltf_frame, to_gltf_frame
+from trellis.representations.gaussian import SH_DC, Gaussian
 from trellis.utils.postprocessing_utils import to_glb
 
 QUICK = ExportOptions(num_views=16, view_resolution=192, clean=CleanOptions(num_views=12, resolution=192))
@@ -57,6 +59,24 @@ def test_colours_survive_export_within_two_steps(tmp_path, refine_steps):
         points[:, axis], points[:, (axis + 1) % 3], points[:, (axis + 2) % 3] = 0.4 * sign, u, v
         difference = np.abs(sampled_colors(asset, to_gltf_frame(points)) - color)
         assert difference.max() <= 2, f"side {side} is off by {difference.max():.1f}"
+
+
+@pytest.mark.parametrize("refine_steps", [0, 12])
+def test_splats_give_the_colours(refine_steps):
+    ball = sphere(0.4, 4)
+    points = torch.from_numpy(ball.vertices).float()
+    paint = 0.5 + points  # sRGB by place
+    gaussian = Gaussian([-0.5, -0.5, -0.5, 1, 1, 1])
+    gaussian.from_xyz(points)
+    gaussian.from_features(((paint - 0.5) / SH_DC)[:, None])
+    gaussian.from_scaling(torch.full((len(points), 3), 0.02))
+    gaussian.from_rotation(torch.tensor([[1.0, 0, 0, 0]]).repeat(len(points), 1))
+    gaussian.from_opacity(torch.full((len(points), 1), 0.9))
+    misleading = mesh_of(ball.vertices, ball.faces, np.zeros((len(points), 3)))
+    options = ExportOptions(num_views=16, view_resolution=192, refine_steps=refine_steps, clean=QUICK.clean)
+    asset = export_mesh(misleading, gaussian, 0.5, 256, options).to_trimesh()
+    difference = sampled_colors(asset, to_gltf_frame(ball.vertices[::25])) - 255 * paint.numpy()[::25]
+    assert np.abs(difference).mean() < 3 and np.abs(difference).max() < 16
 
 
 def test_the_file_says_what_a_viewer_needs(tmp_path):

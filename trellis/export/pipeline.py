@@ -35,7 +35,7 @@ class ExportOptions:
             None lifts it.
         num_views: pictures to bake from.
         view_resolution: their side in pixels.
-        refine_steps: optimiser steps after baking, about 20 ms each; 0 for none.
+        refine_steps: optimiser steps after baking, some tens of milliseconds each; 0 for none.
         clean: what counts as visible, as a speck, as a hole.
         unwrap: how to cut and pack the charts.
     """

@@ -9,12 +9,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from trellis.export.bake import trust
 from trellis.export.unwrap import Atlas
 from trellis.export.views import Looker, View
 from trellis.renderers.cameras import Cameras
 
 _LEARNING_RATES = (5e-3, 5e-4)  # cosine from the first to the second
 _BETAS = (0.5, 0.9)
+_MIN_TRUST = 0.2  # pixels that show mostly something else teach nothing
 
 
 def refine_texture(
@@ -70,12 +72,13 @@ def _samples(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Of one picture's P pixels that show the surface: lookup places [P, 2], colours [P, 3] and weights [P, 1]."""
     hit = looker.look(cameras, k)
-    chosen = (hit.face_ids >= 0) & (view.alpha > 0.5)
+    trusted = trust(view, hit, atlas.surface.bounding_sphere()[1])
+    chosen = (hit.face_ids >= 0) & (trusted > _MIN_TRUST)
     ids = hit.face_ids[chosen]
     uvs = looker.interpolate(hit, atlas.uvs)[chosen]
     lookup = np.stack([2 * uvs[:, 0] - 1, 1 - 2 * uvs[:, 1]], axis=1)  # grid_sample measures downwards from -1
     toward = cameras.centers[k].numpy() - atlas.vertices[atlas.faces[ids, 0]]
     toward /= np.linalg.norm(toward, axis=1, keepdims=True)
     cosine = np.einsum("pk,pk->p", toward, normals[ids]).clip(0, 1)
-    weight = (view.alpha[chosen] * cosine**2)[:, None]
+    weight = (trusted[chosen] * cosine**2)[:, None]
     return tuple(torch.from_numpy(values.astype(np.float32)) for values in (lookup, view.color[chosen], weight))
