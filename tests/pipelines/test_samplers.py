@@ -2,37 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import pytest
 import torch
 from golden_io import assert_close, load_golden
 
 from trellis.errors import InputError
-from trellis.pipelines.samplers import FlowEulerGuidanceIntervalSampler, GuidanceParams
-
-
-@dataclass
-class Rows:
-    """The part of a sparse tensor that a sampler touches."""
-
-    feats: torch.Tensor
-    coords: torch.Tensor
-
-    @property
-    def shape(self) -> torch.Size:
-        return torch.Size([int(self.coords[:, 0].max()) + 1, self.feats.shape[1]])
-
-    def replace(self, feats: torch.Tensor) -> Rows:
-        return Rows(feats, self.coords)
+from trellis.modules.sparse import SparseTensor
+from trellis.pipelines.samplers import FlowEulerGuidanceIntervalSampler, Guidance, GuidanceParams
 
 
 class Toy:
     """The closed-form velocity of the fixture, counting its calls per time."""
 
-    def __init__(self, batched: bool = False) -> None:
+    def __init__(self) -> None:
         self.times: list[float] = []
-        self.batched_guidance = batched
 
     def __call__(self, x, t, cond):
         self.times.append(float(t[0]))
@@ -46,26 +29,31 @@ class Toy:
         return x.replace(feats)
 
 
-def run_case(case: str, batched: bool = False):
+def load_case(case: str):
     golden = load_golden("sampler")
     if case == "sparse":
-        noise = Rows(golden.inputs["sp_feats"], golden.inputs["coords"])
+        noise = SparseTensor(golden.inputs["sp_feats"], golden.inputs["coords"])
         cond = [golden.inputs["sp_cond_0"], golden.inputs["sp_cond_1"]]
         negative = [torch.zeros_like(c) for c in cond]
     else:
         noise, cond = golden.inputs["noise"], golden.inputs["cond"]
         negative = torch.zeros_like(cond)
-    toy = Toy(batched)
     sampler = FlowEulerGuidanceIntervalSampler(golden.config["sigma_min"])
+    return golden, sampler, noise, cond, negative
+
+
+def values(x):
+    return x.feats if isinstance(x, SparseTensor) else x
+
+
+CASES = ["dense", "dense_norescale", "sparse"]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_matches_recorded_steps(case):
+    golden, sampler, noise, cond, negative = load_case(case)
+    toy = Toy()
     result = sampler.sample(toy, noise, cond, negative, keep_steps=True, **golden.config[case])
-    return golden, toy, result
-
-
-@pytest.mark.parametrize("batched", [False, True])
-@pytest.mark.parametrize("case", ["dense", "dense_norescale", "sparse"])
-def test_matches_recorded_steps(case, batched):
-    golden, toy, result = run_case(case, batched)
-    values = (lambda x: x.feats) if case == "sparse" else (lambda x: x)
     assert_close(values(result.samples), golden.outputs[f"{case}_samples"])
     assert len(result.pred_x_t) == golden.config[case]["steps"]
     for k, (x, x_0) in enumerate(zip(result.pred_x_t, result.pred_x_0, strict=True)):
@@ -74,11 +62,34 @@ def test_matches_recorded_steps(case, batched):
             assert_close(values(x), golden.outputs[f"{case}_x_{k}"])
     distinct = list(dict.fromkeys(toy.times))
     assert_close(torch.tensor(distinct), golden.outputs[f"model_t_{case}"])
-    if not batched:
-        calls = [[k, toy.times.count(t)] for k, t in enumerate(distinct)]
-        assert calls == golden.outputs[f"calls_{case}"].tolist()
-    elif case != "sparse":
-        assert toy.times == distinct, "a batched model is called once a step"
+    calls = [[k, toy.times.count(t)] for k, t in enumerate(distinct)]
+    assert calls == golden.outputs[f"calls_{case}"].tolist()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_both_branches_in_one_call_give_the_same(case):
+    golden, sampler, noise, cond, negative = load_case(case)
+    toy = Toy()
+    if case == "sparse":
+        guidance = Guidance(cond, negative, [torch.cat(pair) for pair in zip(cond, negative, strict=True)])
+    else:
+        guidance = Guidance(cond, negative, torch.cat([cond, negative]))
+    steps = list(sampler.iterate(toy, noise, lambda _: guidance, GuidanceParams(**golden.config[case])))
+    assert_close(values(steps[-1].x), golden.outputs[f"{case}_samples"])
+    assert len(toy.times) == len(steps), "one call a step"
+
+
+def test_each_step_may_have_its_own_condition():
+    seen = []
+
+    def model(x, t, cond):
+        seen.append(cond)
+        return torch.zeros_like(x)
+
+    params = GuidanceParams(steps=5, cfg_strength=1.0)
+    sampler = FlowEulerGuidanceIntervalSampler()
+    list(sampler.iterate(model, torch.zeros(1, 1, 2), lambda step: Guidance(step % 2, None), params))
+    assert seen == [0, 1, 0, 1, 0]
 
 
 def test_schedules_are_exact_in_double_precision():

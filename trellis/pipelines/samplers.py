@@ -73,6 +73,18 @@ class GuidanceParams:
 
 
 @dataclass(frozen=True)
+class Guidance:
+    """The conditions of one step.
+
+    both: the two stacked along the batch, positive first; if given, a guided step calls the model once with both.
+    """
+
+    positive: Condition
+    negative: Condition
+    both: Condition | None = None
+
+
+@dataclass(frozen=True)
 class SamplerStep:
     """One Euler step: `x` after it, and `x_0`, the clean sample the network expected at time `t`."""
 
@@ -117,25 +129,23 @@ class FlowEulerGuidanceIntervalSampler:
         self,
         model: Callable[..., Sample],
         noise: Sample,
-        conditions: Callable[[int], tuple[Condition, Condition]],
+        guidance: Callable[[int], Guidance],
         params: GuidanceParams,
     ) -> Iterator[SamplerStep]:
         """Yield one SamplerStep after each Euler step; stop iterating to interrupt.
 
-        model: `model(x, t, condition)` with t = 1000 * time, float32 [B], returning a velocity shaped like x. With a
-            true attribute `batched_guidance`, a dense guided step makes one call with both branches along the batch.
+        model: `model(x, t, condition)` with t = 1000 * time, float32 [B], returning a velocity shaped like x.
         noise: the state at t = 1, dense [B, C, ...] or sparse.
-        conditions: maps the step index to its (positive, negative) condition.
+        guidance: maps the step index to its conditions.
         """
         times = self.schedule(params.steps, params.rescale_t).tolist()
         low, high = params.cfg_interval
         x = noise
         for index, (t, t_next) in enumerate(zip(times[:-1], times[1:], strict=True)):
-            positive, negative = conditions(index)
             strength = params.cfg_strength if low <= t <= high else 1.0
-            velocity = self._guided_velocity(model, x, t, positive, negative, strength, params.guidance_rescale)
-            x_0 = _like(x, self._velocity_to_clean(_data(x), t, _data(velocity)))
-            x = _like(x, _data(x) - (t - t_next) * _data(velocity))
+            velocity = self._velocity(model, x, t, guidance(index), strength, params.guidance_rescale)
+            x_0 = _like(x, self._velocity_to_clean(_data(x), t, velocity))
+            x = _like(x, _data(x) - (t - t_next) * velocity)
             yield SamplerStep(index, params.steps, t, t_next, x, x_0)
 
     def sample(
@@ -155,7 +165,8 @@ class FlowEulerGuidanceIntervalSampler:
         result, which otherwise stay empty.
         """
         result = SamplerResult(noise)
-        for step in self.iterate(model, noise, lambda _: (cond, neg_cond), GuidanceParams.from_overlay(params)):
+        guidance = Guidance(cond, neg_cond)
+        for step in self.iterate(model, noise, lambda _: guidance, GuidanceParams.from_overlay(params)):
             result.samples = step.x
             if keep_steps:
                 result.pred_x_t.append(step.x)
@@ -164,36 +175,28 @@ class FlowEulerGuidanceIntervalSampler:
                 callback(step)
         return result
 
-    def _guided_velocity(
-        self,
-        model: Callable[..., Sample],
-        x: Sample,
-        t: float,
-        positive: Condition,
-        negative: Condition,
-        strength: float,
-        rescale: float,
-    ) -> Sample:
+    def _velocity(
+        self, model: Callable[..., Sample], x: Sample, t: float, guidance: Guidance, strength: float, rescale: float
+    ) -> torch.Tensor:
         if strength == 1:
-            return _predict(model, x, t, positive)
+            return _predict(model, x, t, guidance.positive)
         if strength == 0:
-            return _predict(model, x, t, negative)
-        if getattr(model, "batched_guidance", False) and all(map(torch.is_tensor, (x, positive, negative))):
-            both = _predict(model, torch.cat([x, x]), t, torch.cat([positive, negative]))
-            v_positive, v_negative = both.chunk(2)
+            return _predict(model, x, t, guidance.negative)
+        if guidance.both is None:
+            v_positive = _predict(model, x, t, guidance.positive)
+            v_negative = _predict(model, x, t, guidance.negative)
         else:
-            v_positive = _predict(model, x, t, positive)
-            v_negative = _predict(model, x, t, negative)
-        guided = strength * _data(v_positive) + (1 - strength) * _data(v_negative)
+            v_positive, v_negative = _predict(model, _twice(x), t, guidance.both).chunk(2)
+        guided = strength * v_positive + (1 - strength) * v_negative
         if rescale > 0:
             state = _data(x)
-            clean_positive = self._velocity_to_clean(state, t, _data(v_positive))
+            clean_positive = self._velocity_to_clean(state, t, v_positive)
             clean_guided = self._velocity_to_clean(state, t, guided)
             # The clamp only matters for constant predictions, where 0/0 would poison the sample.
             ratio = _spread(x, clean_positive) / _spread(x, clean_guided).clamp_min(1e-30)
             clean = rescale * (clean_guided * ratio) + (1 - rescale) * clean_guided
             guided = self._clean_to_velocity(state, t, clean)
-        return _like(x, guided)
+        return guided
 
     def _velocity_to_clean(self, x: torch.Tensor, t: float, velocity: torch.Tensor) -> torch.Tensor:
         s = self.sigma_min
@@ -204,10 +207,10 @@ class FlowEulerGuidanceIntervalSampler:
         return ((1 - s) * x - clean) / (s + (1 - s) * t)
 
 
-def _predict(model: Callable[..., Sample], x: Sample, t: float, condition: Condition) -> Sample:
-    data = _data(x)
+def _predict(model: Callable[..., Sample], x: Sample, t: float, condition: Condition) -> torch.Tensor:
+    """The predicted velocity, for a sparse x its features."""
     batch = x.shape[0]  # of both kinds of sample
-    return model(x, torch.full((batch,), 1000 * t, dtype=torch.float32, device=data.device), condition)
+    return _data(model(x, torch.full((batch,), 1000 * t, dtype=torch.float32, device=_data(x).device), condition))
 
 
 def _is_sparse(x: Sample) -> bool:
@@ -220,6 +223,14 @@ def _data(x: Sample) -> torch.Tensor:
 
 def _like(x: Sample, data: torch.Tensor) -> Sample:
     return x.replace(data) if _is_sparse(x) else data
+
+
+def _twice(x: Sample) -> Sample:
+    """Two copies along the batch. Those of a sparse sample share one coordinate set and its tables over all steps."""
+    if not _is_sparse(x):
+        return torch.cat([x, x])
+    sites = x.sites.cached("twice", lambda: type(x).cat([x, x]).sites)
+    return type(x)(torch.cat([x.feats, x.feats]), sites=sites)
 
 
 def _spread(x: Sample, data: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,69 @@
+"""Reading prepared views: VGGT and DINOv2 tokens, the conditions of both flows, and the cameras."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from trellis.models.vggt import VGGT
+from trellis.pipelines.image_preparation import encode_image
+from trellis.renderers.camera_formats import from_pose_encoding
+from trellis.renderers.cameras import Cameras
+
+
+@dataclass(frozen=True, eq=False)
+class Conditions:
+    """All that the later stages know of the views.
+
+    structure: [1, L, C], the condition of the structure flow, from all views together.
+    latent: per view [1, T, C], the conditions of the latent flow.
+    cameras: one per view, for the prepared images, in the frame that the pipeline's `camera_frame` names.
+    """
+
+    structure: Tensor
+    latent: list[Tensor]
+    cameras: Cameras
+
+
+def read_views(
+    views: Tensor,
+    vggt: VGGT,
+    image_encoder: nn.Module,
+    structure_cond: nn.Module,
+    latent_cond: nn.Module,
+    report: Callable[[int], None] = lambda step: None,
+) -> Conditions:
+    """Conditions of views [n, 3, H, W] in [0, 1]; VGGT runs once for all of them. `report` counts three steps."""
+    tokens = aggregate(views, vggt, {*structure_cond.levels, *latent_cond.levels})
+    report(1)
+    cameras = read_cameras(tokens, vggt, views.shape[-2:])
+    report(2)
+    image_tokens = encode_image(views, image_encoder)[None]  # [1, n, T, C]
+    special = 1 + image_encoder.num_register_tokens
+    structure = structure_cond(tokens, image_tokens[:, :, special:])
+    latent = latent_cond(tokens, image_tokens)
+    report(3)
+    return Conditions(structure, latent, cameras)
+
+
+def aggregate(views: Tensor, vggt: VGGT, levels: Collection[int] = ()) -> list[Tensor | None]:
+    """VGGT's tokens [1, n, P, 2C] of views [n, 3, H, W], at the given levels and at the last, for the camera head.
+
+    On a GPU the aggregator runs in half precision (bfloat16 where there is hardware for it), as it was trained.
+    """
+    on_gpu = views.device.type == "cuda"
+    half = torch.bfloat16 if on_gpu and torch.cuda.get_device_capability(views.device) >= (8, 0) else torch.float16
+    with torch.autocast(views.device.type, half, enabled=on_gpu):
+        tokens, _ = vggt.aggregator(views[None], keep={*levels, vggt.aggregator.depth - 1})
+    return [None if level is None else level.float() for level in tokens]
+
+
+def read_cameras(tokens: list[Tensor | None], vggt: VGGT, image_size: tuple[int, int]) -> Cameras:
+    """One camera per view, for images of `image_size` (height, width)."""
+    encoding = vggt.camera_head(tokens)[-1][0].float()  # [n, 9]
+    # The fields of view come out of a ReLU; zero would be an infinite focal length.
+    encoding = torch.cat([encoding[:, :7], encoding[:, 7:].clamp(0.05, 3.0)], dim=1)
+    return from_pose_encoding(encoding, *image_size)

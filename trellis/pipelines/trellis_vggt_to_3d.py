@@ -1,0 +1,390 @@
+"""The feed-forward reconstruction: views of one object in, Gaussians and a mesh out.
+
+    views -> VGGT, DINOv2 -> conditions -> sparse structure -> structured latent -> Gaussians, mesh
+
+`TrellisVGGTTo3DPipeline.run` does it all. Its stages are public, pure functions of their arguments and the seed, so
+that a caller can run, cache and repeat each one alone: `preprocess_image`, `get_cond`, `sample_sparse_structure`,
+`sample_slat`, `decode_slat`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from trellis.errors import InputError
+from trellis.modules.attention import ZeroCondition, stack_conditions
+from trellis.modules.sparse import SparseTensor
+from trellis.pipelines.background import Segmenter
+from trellis.pipelines.checkpoints import Checkpoint, LoadReport
+from trellis.pipelines.conditioning import Conditions, aggregate, read_cameras, read_views
+from trellis.pipelines.image_files import check_views
+from trellis.pipelines.image_preparation import preprocess_image, views_to_tensor
+from trellis.pipelines.samplers import FlowEulerGuidanceIntervalSampler, Guidance, GuidanceParams
+from trellis.renderers.cameras import Cameras
+
+REQUIRED_MODELS = (
+    "sparse_structure_flow_model",
+    "sparse_structure_decoder",
+    "sparse_structure_vggt_cond",
+    "slat_flow_model",
+    "slat_vggt_cond",
+)
+DECODERS = {"gaussian": "slat_decoder_gs", "mesh": "slat_decoder_mesh"}
+MODES = ("multidiffusion", "stochastic")
+CAMERA_FRAMES = ("first_view", "object")
+
+# callback(stage, step, of), with stage one of "prepare", "cameras", "structure", "latent", "decode": step 0 when the
+# stage begins, then after each step. What it raises ends the run.
+Callback = Callable[[str, int, int], None]
+
+
+class TrellisVGGTTo3DPipeline:
+    """VGGT-conditioned TRELLIS (ReconViaGen, arXiv:2510.23306).
+
+    Holds networks and settings, and nothing of a run. Usually made by `from_pretrained`.
+
+    Args:
+        models: the networks under the names of pipeline.json: all of REQUIRED_MODELS, and of DECODERS those wanted.
+        vggt: reads all views together.
+        image_cond_model: DINOv2.
+        slat_normalization: "mean" and "std" per latent channel; the latent is sample * std + mean.
+        sparse_structure_sampler, slat_sampler: the two samplers.
+        sparse_structure_sampler_params, slat_sampler_params: their default GuidanceParams, as dictionaries.
+        image_resolution: side in pixels of the prepared views.
+        camera_frame: the world of estimated cameras. "first_view": the axes of the first camera, scale up to VGGT
+            (published weights). "object": the object frame, z up, object within [-0.5, 0.5]^3.
+        report: how the weights fitted.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, nn.Module],
+        vggt: nn.Module,
+        image_cond_model: nn.Module,
+        slat_normalization: Mapping[str, Sequence[float]],
+        sparse_structure_sampler: FlowEulerGuidanceIntervalSampler | None = None,
+        slat_sampler: FlowEulerGuidanceIntervalSampler | None = None,
+        sparse_structure_sampler_params: Mapping[str, Any] | None = None,
+        slat_sampler_params: Mapping[str, Any] | None = None,
+        image_resolution: int = 518,
+        camera_frame: str = "first_view",
+        report: LoadReport | None = None,
+    ) -> None:
+        absent = [name for name in REQUIRED_MODELS if name not in models]
+        if absent:
+            raise InputError(f"The pipeline lacks the network {absent[0]}.")
+        if camera_frame not in CAMERA_FRAMES:
+            raise InputError(f"camera_frame must be one of {', '.join(CAMERA_FRAMES)}, but is {camera_frame!r}.")
+        for patch in (vggt.aggregator.patch_size, image_cond_model.patch_size):
+            if image_resolution % patch:
+                raise InputError(f"image_resolution {image_resolution} is not a multiple of the patch size {patch}.")
+        self.models = dict(models)
+        self.vggt = vggt
+        self.image_cond_model = image_cond_model
+        self.sparse_structure_sampler = sparse_structure_sampler or FlowEulerGuidanceIntervalSampler()
+        self.slat_sampler = slat_sampler or FlowEulerGuidanceIntervalSampler()
+        self.sparse_structure_sampler_params = dict(sparse_structure_sampler_params or {})
+        self.slat_sampler_params = dict(slat_sampler_params or {})
+        self.image_resolution = image_resolution
+        self.camera_frame = camera_frame
+        self.report = report or LoadReport()
+        channels = models["slat_flow_model"].in_channels
+        self.slat_mean, self.slat_std = (
+            _per_channel(slat_normalization, name, channels) for name in ("mean", "std")
+        )
+        self._stored_dtypes = {name: getattr(model, "dtype", None) for name, model in self._networks().items()}
+        for model in self._networks().values():
+            model.eval().requires_grad_(False)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        device: torch.device | str = "cpu",
+        revision: str | None = None,
+        vggt_model: str | None = None,
+        image_cond_model: str | None = None,
+    ) -> TrellisVGGTTo3DPipeline:
+        """Load a checkpoint folder or Hugging Face repository (layout: `trellis.pipelines.checkpoints`).
+
+        vggt_model, image_cond_model: other sources for these two than pipeline.json names.
+
+        Raises InputError, one sentence, if something is missing, damaged or does not fit. Missing and surplus weights
+        are logged and listed in `report`.
+        """
+        checkpoint = Checkpoint(path, revision)
+        settings = checkpoint.settings()
+        names = [*REQUIRED_MODELS, *(name for name in DECODERS.values() if name in checkpoint.stems)]
+        pipeline = cls(
+            {name: checkpoint.load_model(name) for name in names},
+            checkpoint.load_vggt(vggt_model),
+            checkpoint.load_image_encoder(image_cond_model),
+            slat_normalization=settings.slat_normalization,
+            sparse_structure_sampler=FlowEulerGuidanceIntervalSampler(**settings.sparse_structure_sampler.args),
+            slat_sampler=FlowEulerGuidanceIntervalSampler(**settings.slat_sampler.args),
+            sparse_structure_sampler_params=settings.sparse_structure_sampler.params,
+            slat_sampler_params=settings.slat_sampler.params,
+            image_resolution=settings.image_resolution,
+            camera_frame=settings.camera_frame,
+            report=checkpoint.report,
+        )
+        return pipeline.to(device)
+
+    def _networks(self) -> dict[str, nn.Module]:
+        return {**self.models, "vggt": self.vggt, "image_cond_model": self.image_cond_model}
+
+    @property
+    def device(self) -> torch.device:
+        return self.image_cond_model.cls_token.device
+
+    @property
+    def formats(self) -> list[str]:
+        """What this checkpoint can decode to."""
+        return [name for name, decoder in DECODERS.items() if decoder in self.models]
+
+    def to(self, device: torch.device | str) -> TrellisVGGTTo3DPipeline:
+        """Move all networks.
+
+        The half-precision torsos of a checkpoint become float32 on the CPU, which is slow at half precision or lacks
+        it, and half precision again on a GPU.
+        """
+        device = torch.device(device)
+        for name, model in self._networks().items():
+            stored = self._stored_dtypes[name]
+            wanted = torch.float32 if device.type == "cpu" else stored
+            model.to(device)
+            if stored in (torch.float16, torch.bfloat16) and hasattr(model, "convert_to"):
+                model.convert_to(wanted)
+        return self
+
+    def cuda(self) -> TrellisVGGTTo3DPipeline:
+        return self.to("cuda")
+
+    def cpu(self) -> TrellisVGGTTo3DPipeline:
+        return self.to("cpu")
+
+    def preprocess_image(self, image: Image.Image, segment: Segmenter | None = None) -> Image.Image:
+        """One photograph as a prepared view: see `trellis.pipelines.image_preparation.preprocess_image`."""
+        return preprocess_image(image, self.image_resolution, segment)
+
+    @torch.no_grad()
+    def get_cond(self, images: Sequence[Image.Image], callback: Callback | None = None) -> Conditions:
+        """Read 1 to 32 prepared views, the first of which defines the frame, once for all later stages."""
+        report = _reporter(callback, "cameras", 3)
+        report(0)
+        conditioners = self.models["sparse_structure_vggt_cond"], self.models["slat_vggt_cond"]
+        return read_views(self._views(images), self.vggt, self.image_cond_model, *conditioners, report)
+
+    @torch.no_grad()
+    def estimate_cameras(self, images: Sequence[Image.Image]) -> Cameras:
+        """Cameras of prepared views, N = number of views, intrinsics for image_resolution x image_resolution.
+
+        Their world is the frame that `self.camera_frame` names. `get_cond` returns the same ones without a second pass.
+        """
+        views = self._views(images)
+        return read_cameras(aggregate(views, self.vggt), self.vggt, views.shape[-2:])
+
+    def _views(self, images: Sequence[Image.Image]) -> Tensor:
+        return views_to_tensor(check_views(images), self.image_resolution).to(self.device)  # [n, 3, H, W]
+
+    def structure_noise(self, seed: int) -> Tensor:
+        """The start of the structure flow, [1, C, R, R, R] on the CPU: the first draw of the seed's stream."""
+        return self._draw_structure_noise(_generator(seed))
+
+    def latent_noise(self, seed: int, voxels: int) -> Tensor:
+        """The start of the latent flow, [voxels, C] on the CPU: the same stream's draw after the structure's."""
+        generator = _generator(seed)
+        self._draw_structure_noise(generator)
+        return torch.randn(voxels, self.models["slat_flow_model"].in_channels, generator=generator)
+
+    def _draw_structure_noise(self, generator: torch.Generator) -> Tensor:
+        flow = self.models["sparse_structure_flow_model"]
+        return torch.randn(1, flow.in_channels, *(flow.resolution,) * 3, generator=generator)
+
+    @torch.no_grad()
+    def sample_sparse_structure(
+        self,
+        cond: Tensor,
+        seed: int = 42,
+        sampler_params: Mapping[str, Any] | None = None,
+        callback: Callback | None = None,
+    ) -> Tensor:
+        """Sample which voxels the surface passes through.
+
+        Args:
+            cond: `Conditions.structure`.
+            sampler_params: fields of GuidanceParams, over the pipeline's defaults.
+
+        Returns:
+            coords int32 [N, 4] (batch 0, x, y, z), sorted.
+
+        Raises:
+            InputError: no voxel came out occupied.
+        """
+        flow, decoder = self.models["sparse_structure_flow_model"], self.models["sparse_structure_decoder"]
+        params = GuidanceParams.from_overlay(self.sparse_structure_sampler_params, sampler_params)
+        report = _reporter(callback, "structure", params.steps)
+        report(0)
+        guidance = self._guidance(flow, cond.to(self.device))
+        latent = self.structure_noise(seed).to(self.device)
+        for step in self.sparse_structure_sampler.iterate(flow, latent, lambda _: guidance, params):
+            latent = step.x
+            report(step.index + 1)
+        occupied = decoder(latent) > 0  # [1, 1, R, R, R]
+        coords = torch.argwhere(occupied)[:, [0, 2, 3, 4]].int()
+        if len(coords) == 0:
+            raise InputError(
+                "No object came out of these views: check that each shows the whole object, cut out of its background, "
+                "or try another seed."
+            )
+        return coords
+
+    @torch.no_grad()
+    def sample_slat(
+        self,
+        cond: Sequence[Tensor],
+        coords: Tensor,
+        seed: int = 42,
+        sampler_params: Mapping[str, Any] | None = None,
+        mode: str = "multidiffusion",
+        callback: Callback | None = None,
+    ) -> SparseTensor:
+        """Sample the structured latent on the occupied voxels.
+
+        Args:
+            cond: `Conditions.latent`, one per view.
+            coords: from `sample_sparse_structure`.
+            sampler_params: fields of GuidanceParams, over the pipeline's defaults.
+            mode: "multidiffusion" lets every step see all views; "stochastic" shows each step one view, in turns, which
+                is faster with many views.
+
+        Returns:
+            The latent, feats [N, C] in the decoders' units.
+        """
+        _check_choice("mode", mode, MODES)
+        if len(cond) == 0:
+            raise InputError("The latent needs the condition of at least one view.")
+        flow = self.models["slat_flow_model"]
+        params = GuidanceParams.from_overlay(self.slat_sampler_params, sampler_params)
+        report = _reporter(callback, "latent", params.steps)
+        report(0)
+        cond = [view.to(self.device) for view in cond]
+        if mode == "multidiffusion":
+            turns = [self._guidance(flow, cond)]
+        else:
+            turns = [self._guidance(flow, [view]) for view in cond[: params.steps]]
+        feats = self.latent_noise(seed, len(coords)).to(self.device)
+        slat = SparseTensor(feats, coords.to(self.device))
+        for step in self.slat_sampler.iterate(flow, slat, lambda index: turns[index % len(turns)], params):
+            slat = step.x
+            report(step.index + 1)
+        mean, std = self.slat_mean.to(self.device), self.slat_std.to(self.device)
+        return slat.replace(slat.feats * std + mean)
+
+    def _guidance(self, flow: nn.Module, cond: Tensor | Sequence[Tensor]) -> Guidance:
+        """Everything the flow's cross-attentions need of a condition and of the zero condition, computed once."""
+        positive = flow.precompute_condition(cond)
+        negative = flow.precompute_condition(ZeroCondition(1))
+        return Guidance(positive, negative, stack_conditions([positive, negative]))
+
+    @torch.no_grad()
+    def decode_slat(
+        self,
+        slat: SparseTensor,
+        formats: Sequence[str] = ("gaussian", "mesh"),
+        callback: Callback | None = None,
+    ) -> dict[str, list[Any]]:
+        """Decode the latent to {"gaussian": [Gaussian], "mesh": [MeshExtractResult]}, as far as asked for."""
+        self._check_formats(formats)
+        report = _reporter(callback, "decode", len(formats))
+        report(0)
+        outputs = {}
+        for done, name in enumerate(formats, start=1):
+            outputs[name] = self.models[DECODERS[name]](slat)
+            report(done)
+        return outputs
+
+    def run(
+        self,
+        image: Sequence[Image.Image] | Image.Image,
+        seed: int = 42,
+        formats: Sequence[str] = ("gaussian", "mesh"),
+        preprocess_image: bool = True,
+        sparse_structure_sampler_params: Mapping[str, Any] | None = None,
+        slat_sampler_params: Mapping[str, Any] | None = None,
+        mode: str = "multidiffusion",
+        callback: Callback | None = None,
+    ) -> tuple[dict[str, list[Any]], Tensor, Tensor]:
+        """Reconstruct the object that the views show.
+
+        Args:
+            image: 1 to 32 photographs of it; the first one defines the front.
+            seed: decides all random numbers; the same seed gives the same noise on every device.
+            formats: any of "gaussian" and "mesh".
+            preprocess_image: cut out, crop and resize each view first; False if that has been done.
+            sparse_structure_sampler_params, slat_sampler_params: fields of GuidanceParams, over the defaults.
+            mode: see `sample_slat`.
+            callback: `callback(stage, step, of)` on the way; what it raises cancels the run and reaches the caller.
+
+        Returns:
+            outputs: per format a list of one representation.
+            coords: int32 [N, 4], the occupied voxels.
+            noise: [1, C, R, R, R], what the structure was sampled from, on the CPU.
+
+        Raises:
+            InputError: the views or a setting cannot be used, or no object came out.
+        """
+        # Whatever can be refused is refused before the first network runs.
+        images = check_views(image)
+        self._check_formats(formats)
+        _check_choice("mode", mode, MODES)
+        GuidanceParams.from_overlay(self.sparse_structure_sampler_params, sparse_structure_sampler_params)
+        GuidanceParams.from_overlay(self.slat_sampler_params, slat_sampler_params)
+        noise = self.structure_noise(seed)
+
+        if preprocess_image:
+            report = _reporter(callback, "prepare", len(images))
+            report(0)
+            prepared = []
+            for view in images:
+                prepared.append(self.preprocess_image(view))
+                report(len(prepared))
+            images = prepared
+        cond = self.get_cond(images, callback)
+        coords = self.sample_sparse_structure(cond.structure, seed, sparse_structure_sampler_params, callback)
+        slat = self.sample_slat(cond.latent, coords, seed, slat_sampler_params, mode, callback)
+        return self.decode_slat(slat, formats, callback), coords, noise
+
+    def _check_formats(self, formats: Sequence[str]) -> None:
+        if isinstance(formats, str) or not formats:
+            raise InputError(f"formats must be a list with some of {', '.join(self.formats)}, but is {formats!r}.")
+        for name in formats:
+            _check_choice("format", name, self.formats)
+
+
+def _generator(seed: int) -> torch.Generator:
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise InputError(f"The seed must be a whole number from 0 to 2^63 - 1, but is {seed!r}.")
+    return torch.Generator().manual_seed(seed)
+
+
+def _reporter(callback: Callback | None, stage: str, of: int) -> Callable[[int], None]:
+    return lambda step: None if callback is None else callback(stage, step, of)
+
+
+def _check_choice(what: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise InputError(f"The {what} {value!r} is not available; choose from {', '.join(choices)}.")
+
+
+def _per_channel(normalization: Mapping[str, Sequence[float]], name: str, channels: int) -> Tensor:
+    values = torch.as_tensor(normalization[name], dtype=torch.float32)
+    if values.shape != (channels,) or not values.isfinite().all():
+        raise InputError(f"slat_normalization must have {channels} finite numbers under '{name}'.")
+    return values[None]
