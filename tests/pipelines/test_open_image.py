@@ -56,6 +56,7 @@ JPEG = encoded(halves("red", "blue", size=(256, 256)), "JPEG")
         "float-tiff"
     ).split(),
 )
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # ours comes before it matters
 def test_refused_with_one_sentence(tmp_path, data, sentence):
     path = tmp_path / "view.png"
     path.write_bytes(data)

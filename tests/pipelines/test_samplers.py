@@ -146,8 +146,17 @@ def test_a_constant_prediction_survives_the_rescaling():
 @pytest.mark.parametrize(
     "bad",
     [
-        {"steps": 0}, {"steps": 2.5}, {"steps": True}, {"rescale_t": 0}, {"cfg_strength": float("nan")},
-        {"guidance_rescale": 1.5}, {"cfg_interval": (0.9, 0.1)}, {"cfg_interval": 3}, {"cfg_stregnth": 2.0},
+        {"steps": 0},
+        {"steps": 2.5},
+        {"steps": True},
+        {"steps": 10**9},
+        {"rescale_t": 0},
+        {"cfg_strength": float("nan")},
+        {"guidance_rescale": 1.5},
+        {"cfg_interval": (0.9, 0.1)},
+        {"cfg_interval": 3},
+        {"cfg_interval": ["a", 1]},
+        {"cfg_stregnth": 2.0},
     ],
 )
 def test_bad_parameters_are_named(bad):

@@ -126,6 +126,18 @@ def test_every_view_and_mode_matters(pipeline):
     assert torch.equal(*one), "with one view the modes agree"
 
 
+def test_guided_steps_give_the_same_in_one_call_or_two(pipeline, monkeypatch):
+    cond = pipeline.get_cond(tiny_views(2))
+    guidance, results = type(pipeline)._guidance, []
+    for batched in (True, False):
+        fixed = lambda self, flow, condition, _=None, batched=batched: guidance(self, flow, condition, batched)  # noqa: E731
+        monkeypatch.setattr(type(pipeline), "_guidance", fixed)
+        coords = pipeline.sample_sparse_structure(cond.structure)
+        results.append((coords, pipeline.sample_slat(cond.latent, coords).feats))
+    assert torch.equal(results[0][0], results[1][0])
+    assert_close(results[0][1], results[1][1])
+
+
 def test_stochastic_steps_take_views_in_turns(pipeline, monkeypatch):
     cond = pipeline.get_cond(tiny_views(3))
     coords = pipeline.sample_sparse_structure(cond.structure)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ def hub_file(repository: str, filename: str, revision: str | None = None) -> Pat
     Raises InputError, naming the repository and the file, if it is neither cached nor to be had.
     """
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(hf_hub_download(repository, filename, revision=revision, local_files_only=True))
@@ -29,7 +30,7 @@ def hub_file(repository: str, filename: str, revision: str | None = None) -> Pat
         pass  # not cached: fetch it
     try:
         return Path(hf_hub_download(repository, filename, revision=revision))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except Exception as error:  # what the network stack raises differs from one hub version to the next
         raise InputError(
             f"{filename} of '{repository}' is neither on this machine nor can it be downloaded now "
             f"({_reason(error)}): run `hf download {repository}` where there is a network, or note that {MINI_HINT}."
@@ -65,6 +66,8 @@ def _offline() -> bool:
 def _reason(error: Exception) -> str:
     if _offline():
         return "offline mode"
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return "the disk is full"
     status = getattr(getattr(error, "response", None), "status_code", None)
     return {401: "no such repository, or a private one", 403: "access is restricted", 404: "not found there"}.get(
         status, "no connection" if status is None else f"the server answered {status}"

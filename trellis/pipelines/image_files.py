@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -38,10 +37,8 @@ def open_image(file: str | os.PathLike | bytes | BinaryIO) -> Image.Image:
     if not data:
         raise InputError(f"{name} is empty.")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the bound below is tighter
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except Image.DecompressionBombError as error:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InputError(_too_large(name, "far too many")) from error
     except Exception as error:  # header parsers meet arbitrary bytes here and raise whatever they please
         raise InputError(

