@@ -1,0 +1,107 @@
+"""The loaded networks that every door uses: which checkpoint, on which device, warmed up and ready."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from studio.settings import ReconstructSettings, defaults_of_checkpoint
+from trellis.errors import InputError
+
+if TYPE_CHECKING:
+    from trellis.pipelines.trellis_vggt_to_3d import TrellisVGGTTo3DPipeline
+    from trellis.representations.mesh import MeshExtractResult
+
+ROOT = Path(__file__).resolve().parent.parent
+ASSETS = ROOT / "assets"
+MINI = ASSETS / "mini"
+CHECKPOINT_VARIABLE = "RECONSTUDIO_CHECKPOINT"
+
+
+@dataclass(frozen=True, eq=False)
+class Engine:
+    """One loaded pipeline, the name of its checkpoint, and the settings that checkpoint recommends."""
+
+    pipeline: TrellisVGGTTo3DPipeline
+    checkpoint: str
+    defaults: ReconstructSettings
+
+
+def chosen_checkpoint(checkpoint: str | None = None) -> str:
+    """The checkpoint to load: the one named, else that of RECONSTUDIO_CHECKPOINT, else the embedded one.
+
+    Raises InputError if the embedded one is asked for and is not there.
+    """
+    checkpoint = checkpoint or os.environ.get(CHECKPOINT_VARIABLE)
+    if checkpoint:
+        return checkpoint
+    if not (MINI / "pipeline.json").is_file():
+        raise InputError(
+            "The embedded networks, assets/mini, are missing from this copy of the studio: fetch a complete copy, or "
+            f"name another checkpoint with --checkpoint or {CHECKPOINT_VARIABLE}."
+        )
+    return str(MINI)
+
+
+def load_engine(
+    checkpoint: str | None = None, device: str | None = None, say: Callable[[str], None] = lambda message: None
+) -> Engine:
+    """Load the networks and compile the renderers' kernels, so that no request has to wait for either.
+
+    Args:
+        checkpoint: a folder or a Hugging Face repository; None for `chosen_checkpoint`.
+        device: "cpu", "cuda" or the like; None takes a GPU if there is one.
+        say: told what happens, sentence by sentence.
+
+    Raises:
+        InputError: there is no such checkpoint or device, or the checkpoint is incomplete or damaged.
+    """
+    checkpoint = chosen_checkpoint(checkpoint)
+    started = time.monotonic()
+    say(f"Loading the networks from {checkpoint} ...")
+    pipeline = _load_pipeline(checkpoint, device)
+    say(f"Preparing the renderers (some 20 seconds on the very first start) on {pipeline.device} ...")
+    warm_up()
+    say(f"Ready after {time.monotonic() - started:.0f} s.")
+    defaults = defaults_of_checkpoint(pipeline.sparse_structure_sampler_params, pipeline.slat_sampler_params)
+    return Engine(pipeline, checkpoint, defaults)
+
+
+def warm_up() -> None:
+    """Compile, or load from disk, all kernels that a reconstruction runs."""
+    from trellis.export import ExportOptions, export_mesh
+    from trellis.renderers import gaussian_raster, mesh_raster
+
+    mesh_raster.warm_up()
+    gaussian_raster.warm_up()
+    export_mesh(_cube(), simplify=0.0, texture_size=16, options=ExportOptions(num_views=2, view_resolution=32))
+
+
+def _cube() -> MeshExtractResult:
+    """A small coloured cube: the least that export can be run on."""
+    import torch
+
+    from trellis.representations.mesh import MeshExtractResult
+
+    corners = torch.tensor([[x, y, z] for x in (0, 1) for y in (0, 1) for z in (0, 1)], dtype=torch.float32)
+    quads = torch.tensor([[0, 1, 3, 2], [4, 6, 7, 5], [0, 4, 5, 1], [2, 3, 7, 6], [0, 2, 6, 4], [1, 5, 7, 3]])
+    faces = torch.cat([quads[:, [0, 1, 2]], quads[:, [0, 2, 3]]])
+    return MeshExtractResult(corners / 2 - 0.25, faces, corners.repeat(1, 2))
+
+
+def _load_pipeline(checkpoint: str, device: str | None) -> TrellisVGGTTo3DPipeline:
+    import torch
+
+    from trellis.pipelines import TrellisVGGTTo3DPipeline
+
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA fails an assertion here
+        raise InputError(f"The device {device!r} is not available on this machine; use cpu.") from error
+    return TrellisVGGTTo3DPipeline.from_pretrained(checkpoint, device=device)

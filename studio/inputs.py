@@ -1,0 +1,98 @@
+"""From what a person hands in (files, a folder, images) to views that can be reconstructed from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+from PIL import Image
+
+from trellis.errors import InputError
+from trellis.pipelines.image_files import MAX_VIEWS, open_image
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+
+
+class BadViewsError(InputError):
+    """Some views cannot be used; `sentences` holds one sentence for each, naming it."""
+
+    def __init__(self, sentences: Sequence[str]) -> None:
+        super().__init__("\n".join(sentences))
+        self.sentences = tuple(sentences)
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """One photograph, not decoded yet: 32 opened photographs of a modern camera would fill gigabytes.
+
+    Attributes:
+        name: what to call it in a message.
+        source: a file, or an image opened already.
+    """
+
+    name: str
+    source: Path | Image.Image
+
+    def open(self) -> Image.Image:
+        """The picture: upright, 8 bits a channel, RGBA if it has transparency. InputError if it cannot be used."""
+        return self.source if isinstance(self.source, Image.Image) else open_image(self.source)
+
+
+def as_views(sources: Iterable[str | PathLike | Image.Image | View] | str | PathLike | None) -> list[View]:
+    """1 to 32 views from image files, one folder of images (in the order of their names, numbers by value), or images.
+
+    Nothing is decoded yet; see `View.open` and `check_views`. Raises InputError if there are none or too many of them.
+    """
+    if isinstance(sources, (str, PathLike)):
+        sources = [sources]
+    items = list(sources or ())
+    if len(items) == 1 and isinstance(items[0], (str, PathLike)) and Path(items[0]).is_dir():
+        items = _images_in(Path(items[0]))
+    if not items:
+        raise InputError(f"There are no views yet: add 1 to {MAX_VIEWS} photos of one object.")
+    if len(items) > MAX_VIEWS:
+        raise InputError(f"{len(items)} views came, but at most {MAX_VIEWS} can be read together; leave some out.")
+    return [_view(item, number) for number, item in enumerate(items, start=1)]
+
+
+def check_views(views: Iterable[View]) -> tuple[list[View], list[str]]:
+    """Decode each view once: the usable ones, and one sentence for each of the others."""
+    good, sentences = [], []
+    for view in views:
+        try:
+            view.open()
+            good.append(view)
+        except InputError as error:
+            sentences.append(str(error))
+    return good, sentences
+
+
+def _view(item: str | PathLike | Image.Image | View, number: int) -> View:
+    if isinstance(item, View):
+        return item
+    if isinstance(item, Image.Image):
+        return View(f"view {number}", item)
+    path = Path(item)
+    if path.is_dir():
+        raise InputError(f"'{path.name}' is a folder; give either image files or one folder alone.")
+    return View(path.name, path)
+
+
+def _images_in(folder: Path) -> list[Path]:
+    files = [
+        file
+        for file in folder.iterdir()
+        if file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and file.is_file()
+    ]
+    if not files:
+        raise InputError(f"The folder '{folder.name}' holds no images ({', '.join(s[1:] for s in SUFFIXES)}).")
+    return sorted(files, key=_by_number)
+
+
+def _by_number(file: Path) -> list[tuple[int, int, str]]:
+    """Sorts "view2" before "view10"."""
+    parts = re.split(r"(\d+)", file.name.lower())
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts]

@@ -1,0 +1,69 @@
+"""Sliders and switches made from the settings models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import gradio as gr
+
+from studio.settings import ReconstructSettings, Setting, leaves, make_settings
+
+
+class SettingControls:
+    """Gradio controls for settings.
+
+    Create controls inside a layout with `add`; `components` then lists them all, and `settings` turns their values, in
+    that order, into settings.
+    """
+
+    def __init__(self, defaults: ReconstructSettings) -> None:
+        self._defaults = defaults
+        self._settings = {setting.key: setting for setting in leaves()}
+        self._controls: dict[str, list[gr.components.Component]] = {}
+
+    def add(self, *keys: str) -> None:
+        """Place the controls of some settings here."""
+        for key in keys:
+            setting = self._settings[key]
+            self._controls[key] = _controls(setting, setting.of(self._defaults))
+
+    def __getitem__(self, key: str) -> gr.components.Component:
+        """The (first) control of a setting."""
+        return self._controls[key][0]
+
+    @property
+    def components(self) -> list[gr.components.Component]:
+        return [control for controls in self._controls.values() for control in controls]
+
+    def settings(self, values: Sequence[Any]) -> ReconstructSettings:
+        """Raises InputError for a value outside its range. An emptied field keeps its default."""
+        remaining = iter(values)
+        chosen: dict[str, Any] = {}
+        for key, controls in self._controls.items():
+            read = [next(remaining) for _ in controls]
+            chosen[key] = tuple(read) if len(read) > 1 else read[0]
+        return make_settings(chosen, self._defaults)
+
+
+def _controls(setting: Setting, value: Any) -> list[gr.components.Component]:
+    info = f"{setting.help} ({setting.technical})" if setting.technical else setting.help
+    label = f"{setting.title} ({setting.unit})" if setting.unit else setting.title
+    common = {"info": info, "elem_id": f"setting-{setting.key}", "interactive": True}
+    if setting.type is bool:
+        return [gr.Checkbox(value, label=label, **common)]
+    if setting.choices:
+        return [gr.Radio(list(setting.choices), value=value, label=label, **common)]
+    if setting.is_interval:
+        high_id = f"{common['elem_id']}-high"
+        return [
+            _slider(setting, value[0], f"{label}: lower time", common),
+            _slider(setting, value[1], f"{label}: upper time", {**common, "elem_id": high_id, "info": None}),
+        ]
+    if setting.high > 1e6:  # a slider over two thousand million values is of no use
+        return [gr.Number(value, label=label, precision=0, step=1, **common)]
+    return [_slider(setting, value, label, common)]
+
+
+def _slider(setting: Setting, value: float, label: str, common: dict[str, Any]) -> gr.Slider:
+    return gr.Slider(setting.low, setting.high, value=value, step=setting.step, label=label, **common)

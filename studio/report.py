@@ -1,0 +1,185 @@
+"""What a run leaves behind about itself: run.json."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from datetime import datetime, timezone
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from studio import __version__
+from studio.settings import ReconstructSettings
+from studio.stages import PreparedView
+from trellis.pipelines.checkpoints import LoadReport
+from trellis.pipelines.trellis_vggt_to_3d import TrellisVGGTTo3DPipeline
+
+PACKAGES = (
+    "torch", "numpy", "scipy", "numba", "opencv-python-headless", "trimesh", "xatlas", "fast-simplification",
+    "imageio-ffmpeg", "safetensors", "pillow", "pydantic",
+)  # fmt: skip
+
+# Which implementation does each heavy part of the work, and the licence it comes under.
+BACKENDS = {
+    "attention": ("torch scaled_dot_product_attention", "BSD-3-Clause"),
+    "sparse_convolution": ("torch gather-GEMM-scatter", "BSD-3-Clause"),
+    "gaussian_splatting": ("numba tiles (this package)", "Apache-2.0"),
+    "mesh_rasterisation": ("numba z-buffer (this package)", "Apache-2.0"),
+    "simplification": ("fast-simplification", "MIT"),
+    "unwrapping": ("xatlas", "MIT"),
+    "video": ("imageio-ffmpeg, libx264", "BSD-2-Clause; its ffmpeg binary GPL-2.0-or-later"),
+}
+BACKGROUND_REMOVAL = {
+    "alpha": ("the image's own alpha channel", None),
+    "rembg": ("rembg, U2-Net", "MIT; weights Apache-2.0"),
+    "grabcut": ("OpenCV GrabCut", "Apache-2.0"),
+}
+
+_SAMPLE_SECONDS = 0.1
+
+
+class PeakMemory(AbstractContextManager):
+    """Watches the memory of this process while a job runs.
+
+    Afterwards `rss` is the largest resident size seen, sampled ten times a second, and `vram` the most that torch held
+    on the GPU (None without one), both in bytes.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True, name="memory watch")
+        self.rss = 0
+        self.vram: int | None = None
+
+    def __enter__(self) -> PeakMemory:
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._done.set()
+        self._thread.join()
+        self.read()
+
+    def read(self) -> None:
+        """Bring `rss` and `vram` up to date."""
+        self.rss = max(self.rss, psutil.Process().memory_info().rss)
+        if self._device.type == "cuda":
+            self.vram = torch.cuda.max_memory_allocated(self._device)
+
+    def _watch(self) -> None:
+        while not self._done.wait(_SAMPLE_SECONDS):
+            self.read()
+
+
+def run_record(
+    *,
+    pipeline: TrellisVGGTTo3DPipeline,
+    checkpoint: str | None,
+    settings: ReconstructSettings,
+    views: Sequence[PreparedView],
+    view_files: Sequence[str],
+    files: Sequence[str],
+    seconds: Mapping[str, float],
+    memory: PeakMemory,
+    counts: Mapping[str, int],
+) -> dict[str, Any]:
+    """The content of run.json."""
+    memory.read()
+    return {
+        "format": 1,
+        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "seed": settings.seed,
+        "settings": settings.model_dump(mode="json"),
+        "checkpoint": _public_name(checkpoint),
+        "camera_frame": pipeline.camera_frame,
+        "views": [
+            {"name": view.name, "file": file, "cut_out_by": view.cut_out_by}
+            for view, file in zip(views, view_files, strict=True)
+        ],
+        "files": list(files),
+        "counts": dict(counts),
+        "weights": weight_hashes(pipeline.report),
+        "load_report": load_report(pipeline.report),
+        "device": _device(pipeline.device),
+        "versions": versions(),
+        "backends": backends({view.cut_out_by for view in views}),
+        "seconds": {**{stage: round(value, 3) for stage, value in seconds.items()},
+                    "total": round(sum(seconds.values()), 3)},
+        "peak_memory_bytes": {"rss": memory.rss, "vram": memory.vram},
+    }  # fmt: skip
+
+
+def write_json(file: Path, content: Mapping[str, Any]) -> None:
+    """Write readable JSON."""
+    file.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def weight_hashes(report: LoadReport) -> dict[str, dict[str, str]]:
+    """SHA-256 of every weight file in use, by network."""
+    return {model.name: {"file": model.file.name, "sha256": sha256(model.file)} for model in report.models}
+
+
+def load_report(report: LoadReport) -> dict[str, Any]:
+    """Whether the weights fitted, and which did not."""
+    return {
+        "complete": report.complete,
+        "missing": {name: list(keys) for name, keys in report.missing.items()},
+        "surplus": {name: list(keys) for name, keys in report.surplus.items()},
+    }
+
+
+def sha256(file: Path) -> str:
+    """Hexadecimal digest of a file; remembered until the file changes."""
+    state = file.stat()
+    return _sha256(file, state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _sha256(file: Path, size: int, modified: int) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def versions() -> dict[str, str | None]:
+    """Of this package, Python, and every package that shapes the result (None if it is not installed)."""
+    found: dict[str, str | None] = {"reconstudio": __version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def backends(cut_out_by: set[str]) -> dict[str, Any]:
+    """What did the work, with licences."""
+    used = {need: {"name": name, "licence": licence} for need, (name, licence) in BACKENDS.items()}
+    used["background_removal"] = [
+        {"name": name, "licence": licence} for name, licence in (BACKGROUND_REMOVAL[key] for key in sorted(cut_out_by))
+    ]
+    return used
+
+
+def _public_name(checkpoint: str | None) -> str | None:
+    """A repository id as it is; of a local folder only the name, for where it lies is nobody's business."""
+    return Path(checkpoint).name if checkpoint and Path(checkpoint).is_dir() else checkpoint
+
+
+def _device(device: torch.device) -> dict[str, Any]:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {"type": device.type, "name": name, "threads": torch.get_num_threads(), "system": platform.platform()}
