@@ -142,7 +142,7 @@ class _Page:
             show_progress="hidden",
             **private,
         )
-        # The result is shown in two steps of its own, because the 3D viewer of Gradio 6.31 stays blank if it gets its file
+        # The result is shown in two steps of its own, since the 3D viewer of Gradio 6.31 stays blank if it gets a file
         # while it is being put on the page, or twice at once, as from a generator, whose last values are sent again.
         # The steps run after a failure too, so that the page never stays locked.
         shown = ran.then(

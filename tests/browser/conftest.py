@@ -1,0 +1,81 @@
+"""A real Chromium in front of a real server: `python app.py` with a tiny checkpoint, on a free port of this machine."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tiny_checkpoint import tiny_views, write_tiny_checkpoint
+
+ROOT = Path(__file__).resolve().parents[2]
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a running studio."""
+    folder = tmp_path_factory.mktemp("server")
+    checkpoint = write_tiny_checkpoint(folder / "tiny")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = os.environ | {
+        "RECONSTUDIO_CHECKPOINT": str(checkpoint),
+        "GRADIO_SERVER_PORT": str(port),
+        "GRADIO_TEMP_DIR": str(folder / "uploads"),
+        "HF_HUB_OFFLINE": "1",
+    }
+    address = f"http://127.0.0.1:{port}"
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen([sys.executable, "app.py"], cwd=ROOT, env=environment, stdout=log, stderr=log)
+    try:
+        _wait_for(address, process, folder / "log")
+        yield address
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+    assert "Traceback" not in (folder / "log").read_text()
+
+
+def _wait_for(address: str, process: subprocess.Popen, log: Path, seconds: float = 180) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            urllib.request.urlopen(address, timeout=5).close()
+            return
+        except OSError:
+            time.sleep(0.5)
+    pytest.fail(f"The studio did not start:\n{log.read_text()}")
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Chromium, or an honest skip."""
+    if CHROMIUM is None:
+        pytest.skip("chromium is not installed; `apt-get install chromium` to run the browser tests")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> list[str]:
+    """Four photos as files."""
+    files = []
+    for number, view in enumerate(tiny_views(4, size=128)):
+        files.append(str(tmp_path / f"photo-{number}.png"))
+        view.save(files[-1])
+    return files
