@@ -142,7 +142,7 @@ def reconstruct(
                 return
             latest = message
     finally:
-        job.cancel.set()  # of no effect on a finished job
+        job.abandoned = True  # of no effect on a finished job
         thread.join()
 
 
@@ -159,7 +159,8 @@ class _Job:
         checkpoint: str | None,
     ) -> None:
         self.messages: queue.SimpleQueue[Progress | Result | BaseException] = queue.SimpleQueue()
-        self.cancel = cancel
+        self.abandoned = False
+        self._cancel = cancel
         self._views, self._settings, self._out_dir = views, settings, out_dir
         self._pipeline, self._checkpoint = pipeline, checkpoint
         self._started = time.monotonic()
@@ -228,7 +229,7 @@ class _Job:
         return output
 
     def _report(self, stage: str, step: int, of: int) -> None:
-        if self.cancel.is_set():
+        if self._cancel.is_set() or self.abandoned:
             raise Cancelled
         self.messages.put(Progress(stage, step, of, _MESSAGES[stage], self.elapsed()))
 

@@ -45,6 +45,11 @@ def waiting() -> str:
     return _panel("busy", "Waiting for a free place ...", "", _stages(-1))
 
 
+def stopping() -> str:
+    """Asked to stop, which happens after the current step."""
+    return _panel("busy", "Stopping ...", "", "")
+
+
 def running(progress: Progress) -> str:
     """The stages, with the current one's message, step and the time so far."""
     index = next(i for i, stage in enumerate(STAGES) if stage.name == progress.stage)
@@ -66,10 +71,10 @@ def finished(result: Result) -> str:
     return _panel("done", "Finished", _join(clock(result.seconds)), f"<p>{facts}</p>")
 
 
-def stopped(title: str, sentences: Iterable[str], seconds: float | None = None) -> str:
+def stopped(title: str, sentences: Iterable[str]) -> str:
     """Why there is no new result; an earlier one stays on the page."""
     lines = "".join(f"<p>{escape(sentence)}</p>" for sentence in sentences)
-    return _panel("stopped", title, clock(seconds) if seconds is not None else "", lines)
+    return _panel("stopped", title, "", lines)
 
 
 def clock(seconds: float) -> str:

@@ -59,6 +59,7 @@ class _Page:
             columns=4,
             height=230,
             object_fit="contain",
+            fit_columns=False,
             allow_preview=False,
             buttons=[],
             interactive=True,
@@ -103,15 +104,15 @@ class _Page:
                 height=300,
                 interactive=False,
             )
-            _html('<p class="hint">Drag to turn, scroll to zoom.</p>')
+            _html('<p class="hint">Drag to turn, scroll to zoom. Download:</p>')
             with gr.Row(elem_classes="downloads"):
                 self.downloads = [
                     gr.DownloadButton(text, size="sm", min_width=110, elem_id=f"download-{key}")
                     for key, text in (
-                        ("mesh", "Model (GLB)"),
-                        ("gaussian", "Splats (PLY)"),
-                        ("transforms", "Cameras (JSON)"),
-                        ("run", "Report (JSON)"),
+                        ("mesh", "↓ Model (GLB)"),
+                        ("gaussian", "↓ Splats (PLY)"),
+                        ("transforms", "↓ Cameras (JSON)"),
+                        ("run", "↓ Report (JSON)"),
                     )
                 ]
             self.video = gr.Video(
@@ -148,7 +149,7 @@ class _Page:
         shown = ran.then(
             self._reveal,
             None,
-            [self.generate, self.cancel, self.empty, self.result],
+            [self.status, self.generate, self.cancel, self.empty, self.result],
             queue=False,
             show_progress="hidden",
             **private,
@@ -161,7 +162,9 @@ class _Page:
             show_progress="hidden",
             **private,
         )
-        self.cancel.click(self._stop, None, self.cancel, queue=False, show_progress="hidden", **private)
+        self.cancel.click(
+            self._stop, None, [self.cancel, self.status], queue=False, show_progress="hidden", cancels=ran, **private
+        )
 
     def _check(self, gallery: list[tuple[str, str | None]] | None) -> Any:
         """Take out what cannot be used as soon as it is dropped, and say why."""
@@ -176,16 +179,16 @@ class _Page:
 
     def _arm(self, request: gr.Request) -> Any:
         self._sessions.arm(request.session_hash)
-        return gr.update(interactive=False), gr.update(value="Cancel", interactive=True), fragments.waiting()
+        return gr.update(interactive=False), gr.update(interactive=True), fragments.waiting()
 
     def _stop(self, request: gr.Request) -> Any:
-        self._sessions.stop(request.session_hash)
-        return gr.update(value="Stopping ...", interactive=False)
+        """Stop the job itself; Gradio also takes it out of the queue, in case it is still waiting there."""
+        self._sessions.get(request.session_hash).cancel.set()
+        return gr.update(interactive=False), fragments.stopping()
 
     def _run(self, request: gr.Request, gallery: list[tuple[str, str | None]] | None, *values: Any) -> Iterator[Any]:
         """Yield what the status display says; the result waits in the session for `_fill`."""
         session = self._sessions.get(request.session_hash)
-        started = time.monotonic()
         try:
             settings = self.controls.settings(values)
             views = as_views([file for file, _ in gallery or ()])
@@ -206,11 +209,11 @@ class _Page:
                     shown, stage = time.monotonic(), message.stage
                     yield fragments.running(message)
         except Cancelled:
-            yield fragments.stopped("Cancelled", [], time.monotonic() - started)
+            yield fragments.stopped("Cancelled", [])
         except InputError as error:
             sentences = error.sentences if isinstance(error, BadViewsError) else [str(error)]
             for sentence in sentences:
-                gr.Warning(sentence)
+                gr.Warning(sentence, duration=6)
             yield fragments.stopped("That did not work", sentences)
         except Exception:
             apology = "The studio failed. Please try again; the server's log says more."
@@ -219,10 +222,13 @@ class _Page:
 
     def _reveal(self, request: gr.Request) -> Any:
         """Unlock the page, and make room for the result if there is a new one."""
-        new = self._sessions.get(request.session_hash).unseen is not None
+        session = self._sessions.get(request.session_hash)
+        new = session.unseen is not None
+        cancelled = session.cancel.is_set() and not new
         return (
+            fragments.stopped("Cancelled", []) if cancelled else gr.skip(),
             gr.update(interactive=True),
-            gr.update(value="Cancel", interactive=False),
+            gr.update(interactive=False),
             gr.update(visible=False) if new else gr.skip(),
             gr.update(visible=True) if new else gr.skip(),
         )

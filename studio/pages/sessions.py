@@ -56,10 +56,6 @@ class Sessions:
         """Give the page's next job a fresh switch, so that it can be stopped even while it waits for its turn."""
         self.get(key).cancel = threading.Event()
 
-    def stop(self, key: str | None) -> None:
-        """Stop the page's job, waiting or running."""
-        self.get(key).cancel.set()
-
     def close(self, key: str | None) -> None:
         """Forget a page that has been closed, its job and its files."""
         with self._lock:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
 
 import pytest
 import trimesh
+from PIL import Image
 
 WAIT = 120_000  # milliseconds; generous, for machines that do other things as well
 
@@ -75,15 +77,22 @@ def test_from_photos_to_a_downloaded_model_and_past_a_bad_file(page, photos, tmp
     upload(page, [*photos[:2], str(tmp_path / "bad.png")])
     page.wait_for_selector("text='bad.png' is not an image that can be read", timeout=WAIT)
     assert page.is_visible("#model canvas") and page.is_visible("#turntable video")
-    page.wait_for_function("document.querySelectorAll('#photos img').length >= 2", timeout=WAIT)
+
+    # One that can be read but shows nothing: the same.
+    Image.new("RGB", (64, 64), (90, 90, 90)).save(tmp_path / "wall.png")
+    upload(page, [str(tmp_path / "wall.png")])
+    page.wait_for_selector("#generate:not([disabled])", timeout=WAIT)
+    page.wait_for_timeout(1000)
+    page.click("#generate")
+    page.wait_for_selector(".status.stopped >> text='wall.png': No object stands out", timeout=WAIT)
+    page.wait_for_selector("#generate:not([disabled])", timeout=WAIT)
+    page.wait_for_timeout(500)
+    assert "No object stands out" in page.inner_text(".status.stopped")
+    assert page.is_visible("#model canvas") and page.is_visible("#turntable video")
 
 
 def colours_in(page, selector: str) -> int:
     """How many different colours a screenshot of an element has."""
-    import io
-
-    from PIL import Image
-
     image = Image.open(io.BytesIO(page.locator(selector).screenshot(timeout=WAIT))).convert("RGB")
     return len(image.getcolors(maxcolors=image.width * image.height))
 
@@ -99,6 +108,28 @@ def test_cancel_stops_a_job_and_the_next_one_runs(page, photos):
     page.wait_for_selector("#generate:not([disabled])", timeout=WAIT)
     page.click("#generate")
     page.wait_for_selector(".status.done", timeout=WAIT)
+
+
+def test_a_job_that_waits_for_another_can_be_cancelled_too(browser, server, page, photos):
+    other = browser.new_page()
+    other.goto(server)
+    other.wait_for_selector("#generate", timeout=WAIT)
+    other.click("#settings > button")
+    for key in ("structure", "latent"):
+        other.click(f"button[role=tab] >> text={'Shape' if key == 'structure' else 'Detail'}")
+        other.fill(f"#setting-{key}_steps input[type=number]", "50")
+    other.keyboard.press("Tab")
+    generate(other, photos)
+    other.wait_for_selector(".status.busy .stages .now", timeout=WAIT)
+    generate(page, photos)
+    page.wait_for_selector(".status.busy >> text=Waiting for a free place", timeout=WAIT)
+    page.click("#cancel")
+    page.wait_for_selector(".status.stopped >> text=Cancelled", timeout=WAIT)
+    page.wait_for_selector("#generate:not([disabled])", timeout=WAIT)
+    assert other.query_selector(".status.done") is None
+    other.wait_for_selector(".status.done", timeout=WAIT)
+    assert page.is_visible(".status.stopped >> text=Cancelled")
+    other.close()
 
 
 def test_the_page_fits_a_phone(browser, server):
