@@ -50,5 +50,5 @@ browser:
 	  (apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends chromium) \
 	    >/dev/null 2>&1 || echo "Skipped: chromium could not be installed; the browser tests will be skipped."; \
 	else \
-	  echo "Skipped: chromium is not installed, and installing it needs root and apt-get; the browser tests will be skipped."; \
+	  echo "Skipped: chromium is missing, and installing it needs root and apt-get; the browser tests will be skipped."; \
 	fi
