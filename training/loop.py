@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from training.data.objects import ObjectLibrary
 from training.settings import Sizes, sizes
+from trellis.modules.norm import ChannelLayerNorm32
 
 
 def parser(description: str, minutes: float, learning_rate: float) -> argparse.ArgumentParser:
@@ -46,6 +47,8 @@ class Run:
         self.sizes: Sizes = sizes(args.tiny)
         torch.manual_seed(args.seed)
         torch.set_float32_matmul_precision("high")
+        # cuDNN's attention plans anew for every length, which takes longer than the attention itself.
+        torch.backends.cuda.enable_cudnn_sdp(False)
         self.generator = torch.Generator(device=self.device).manual_seed(args.seed + 1)
         self.library = ObjectLibrary(args.data, self.device, limit=args.objects)
         self.networks = nn.ModuleDict()
@@ -173,6 +176,8 @@ class Run:
         """Load the averaged weights of another script's network and freeze it."""
         weights = load_file(self.args.out / run / f"{network}.safetensors")
         module.load_state_dict(weights)
+        if self.args.compile:
+            compile_blocks(module)
         return module.to(self.device).eval().requires_grad_(False)
 
 
@@ -182,10 +187,12 @@ def _half(value: Tensor) -> Tensor:
 
 
 def compile_blocks(module: nn.Module) -> None:
-    """Compile each dense transformer block on its own: equal blocks and equal shapes share one compilation."""
+    """Compile each dense transformer block on its own (equal blocks and equal shapes share one compilation), and the
+    channel norms, whose stock kernel spends a thread block on every voxel."""
     import torch._dynamo
 
     torch._dynamo.config.cache_size_limit = 64
     for child in module.modules():
-        if type(child).__name__.endswith("Block") and hasattr(child, "mlp"):
+        is_block = type(child).__name__.endswith("Block") and hasattr(child, "mlp")
+        if is_block or isinstance(child, ChannelLayerNorm32):
             child.compile(dynamic=False)

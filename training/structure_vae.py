@@ -1,6 +1,6 @@
 """Sparse-structure autoencoder: 64^3 occupancy to a 16^3 x 8 latent and back.
 
-    python -m training.structure_vae --data objects.safetensors --out runs --minutes 1.5
+    python -m training.structure_vae --data objects.safetensors --out runs --minutes 3 --compile
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def unit_latent(weights: dict[str, torch.Tensor], std: torch.Tensor) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parser(__doc__, minutes=1.5, learning_rate=2e-3).parse_args(argv)
+    args = parser(__doc__, minutes=3, learning_rate=2e-3).parse_args(argv)
     run = Run("structure_vae", args)
     cache = SurfaceCache(
         run.library, run.sizes.surface_samples, run.sizes.surface_views, run.sizes.surface_depth_size

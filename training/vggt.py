@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from training.data.scenes import Rendering, Views, degrade, random_views, render
 from training.loop import Run, parser
@@ -14,6 +15,7 @@ from trellis.models import VGGT
 
 ITERATION_DECAY = 0.6  # VGGT (Wang et al. 2025) weighs later refinements of the camera more
 CONFIDENCE_WEIGHT = 0.1
+COARSE = 0.55  # share of the run at half the image size, where a step teaches as much about cameras for a quarter
 
 
 def quaternion_to_matrix(q: Tensor) -> Tensor:
@@ -50,6 +52,35 @@ def point_losses(points: Tensor, confidence: Tensor, rendering: Rendering, rows:
     return {"point": (confidence * error - CONFIDENCE_WEIGHT * confidence.log()).mean()}
 
 
+class PatchPoints(nn.Module):
+    """Linear read-outs of canonical points, 2 x 2 per patch, from chosen aggregator levels; used in training only.
+
+    The cameras hang on what the patches know of their place on the object; this tells them early and directly.
+    """
+
+    CELLS = 2
+
+    def __init__(self, channels: int, patch: int, levels: list[int]):
+        super().__init__()
+        self.patch, self.levels = patch, sorted(set(levels))
+        self.read = nn.ModuleList(nn.Linear(channels, 3 * self.CELLS**2) for _ in self.levels)
+
+    def forward(self, tokens: list[Tensor | None], start: int, rendering: Rendering) -> Tensor:
+        """Mean absolute error over covered cells, averaged over levels."""
+        cell = self.patch // self.CELLS
+
+        def cells(x: Tensor) -> Tensor:
+            return F.pixel_unshuffle(F.avg_pool2d(x, cell), self.CELLS).flatten(2).transpose(1, 2)
+
+        weight = cells(rendering.alpha).repeat(1, 1, 3)
+        target = cells(rendering.points * rendering.alpha) / weight.clamp(min=1e-3)
+        total = 0.0
+        for level, read in zip(self.levels, self.read, strict=True):
+            prediction = read(tokens[level][:, :, start:]).flatten(0, 1).float()
+            total = total + (weight * (prediction - target).abs()).sum() / weight.sum()
+        return total / len(self.levels)
+
+
 def rotation_error_degrees(encoding: Tensor, views: Views) -> Tensor:
     """Median angle of the relative rotation between the first and the other views."""
     predicted = quaternion_to_matrix(encoding.float()[..., 3:7])
@@ -60,27 +91,31 @@ def rotation_error_degrees(encoding: Tensor, views: Views) -> Tensor:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parser(__doc__, minutes=10, learning_rate=1e-3).parse_args(argv)
+    args = parser(__doc__, minutes=10, learning_rate=6e-4).parse_args(argv)
     run = Run("vggt", args)
-    model = VGGT(**run.sizes.networks["vggt"])
-    views_per_step = run.batch(512)
+    settings = run.sizes.networks["vggt"]
+    model = VGGT(**settings)
+    patches = PatchPoints(2 * settings["embed_dim"], settings["patch_size"], settings["intermediate_layers"][-2:])
     choices = [4, 2, 4, 8]
-    for step in run.train({"vggt": model}):
+    for step in run.train({"vggt": model, "patches": patches}):
+        coarse = run.progress() < COARSE
+        size = run.sizes.image_size // 2 if coarse else run.sizes.image_size
         per_scene = choices[step % len(choices)]
-        scenes = max(1, views_per_step // per_scene)
+        scenes = max(1, run.batch(1024 if coarse else 512) // per_scene)
         with torch.no_grad():
             instances = run.library.random_instances(scenes, run.generator)
-            views = random_views(instances, per_scene, run.sizes.image_size, run.generator)
+            views = random_views(instances, per_scene, size, run.generator)
             rendering = render(run.library, instances, views, run.generator)
             images = degrade(rendering.images, run.generator)
         images = images.reshape(scenes, per_scene, *images.shape[1:])
         with run.autocast():
             tokens, start = model.aggregator(images)
-            subset = max(1, scenes // 4)  # the dense head is the dearest part of a step
+            subset = max(1, scenes // 8)  # the dense head is the dearest part of a step
             part = [None if t is None else t[:subset] for t in tokens]
-            points, confidence = model.point_head(part, images[:subset], start)
+            patch_error = patches(tokens, start, rendering)
+            points, confidence = model.point_head(part, images[:subset], start, frames_chunk_size=None)
         encodings = model.camera_head([None if t is None else t.float() for t in tokens])
-        losses = camera_losses(encodings, views)
+        losses = camera_losses(encodings, views) | {"patch": 3 * patch_error}
         rows = torch.arange(subset * per_scene, device=run.device)
         losses |= point_losses(points.float().flatten(0, 1), confidence.float().flatten(0, 1), rendering, rows)
         run.update(losses)

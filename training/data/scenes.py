@@ -195,6 +195,8 @@ def _perspective_weights(corners: Tensor, x: Tensor, y: Tensor) -> Tensor:
     w1 = ax[:, 2] * ay[:, 0] - ax[:, 0] * ay[:, 2]
     w2 = ax[:, 0] * ay[:, 1] - ax[:, 1] * ay[:, 0]
     weights = torch.stack([w0, w1, w2], 1) / corners[:, :, 2]
+    # Slivers: rounding can leave no weight at all, or a negative one.
+    weights = torch.nan_to_num(weights / weights.sum(1, keepdim=True), nan=1 / 3, posinf=1.0, neginf=0.0).clamp(0, 1)
     return weights / weights.sum(1, keepdim=True)
 
 

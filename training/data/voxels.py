@@ -109,8 +109,8 @@ def corner_targets(
     grid_points = ((samples.points + 0.5) * resolution).reshape(-1, 3)
     owner = torch.arange(count, device=device).repeat_interleave(samples.points.shape[1])
     sample_index = torch.arange(len(grid_points), device=device)
-    # One slot more than lattice points takes the offers to points that nobody asked for.
-    best = torch.full((len(lattice) + 1,), torch.iinfo(torch.int64).max, device=device)
+    # Offers to points that nobody asked for go to a slot per sample: atomics on one shared slot would queue up.
+    best = torch.full((len(lattice) + len(grid_points),), torch.iinfo(torch.int64).max, device=device)
     low = grid_points.floor().long()
     for dx in range(1 - reach, reach + 1):
         for dy in range(1 - reach, reach + 1):
@@ -119,11 +119,11 @@ def corner_targets(
                 valid = ((node >= 0) & (node < side)).all(1)
                 index = ((owner * side + node[:, 0]) * side + node[:, 1]) * side + node[:, 2]
                 entry = lookup[torch.where(valid, index, 0)].long()
-                entry = torch.where(valid & (entry >= 0), entry, len(lattice))
+                entry = torch.where(valid & (entry >= 0), entry, len(lattice) + sample_index)
                 distance = (node.float() - grid_points).norm(dim=1)
                 key = (distance.view(torch.int32).long() << 32) | sample_index
                 best.scatter_reduce_(0, entry, key, "amin")
-    best = best[:-1]
+    best = best[: len(lattice)]
     near = best != torch.iinfo(torch.int64).max
     nearest = torch.where(near, best & 0xFFFFFFFF, 0)
     delta = position - grid_points[nearest]
