@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 import gradio as gr
@@ -35,10 +36,18 @@ def serve(checkpoint: str | None = None, device: str | None = None) -> None:
     The address is http://127.0.0.1:7860 (the next free port if that one is taken), or as GRADIO_SERVER_NAME and
     GRADIO_SERVER_PORT say. Raises InputError if the networks cannot be loaded.
     """
-    engine = load_engine(checkpoint, device, lambda sentence: print(sentence, flush=True))
+
+    def say(sentence: str) -> None:
+        print(sentence, flush=True)
+
+    signal.signal(signal.SIGTERM, _interrupt)  # so that a stopped container also closes the server and its files
+    engine = load_engine(checkpoint, device, say)
     sessions = Sessions()
-    build(engine, sessions).launch(
+    page = build(engine, sessions)
+    _, address, _ = page.launch(
         share=False,
+        quiet=True,
+        prevent_thread_lock=True,
         inbrowser=_has_display(),
         max_file_size=MAX_UPLOAD,
         allowed_paths=[str(ASSETS / "examples"), str(sessions.folder)],
@@ -47,6 +56,12 @@ def serve(checkpoint: str | None = None, device: str | None = None) -> None:
         footer_links=[],
         ssr_mode=False,
     )
+    say(f"The studio is open at {address} (Ctrl-C closes it).")
+    page.block_thread()
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _theme() -> gr.themes.Base:

@@ -22,9 +22,17 @@ CHROMIUM = next(
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a running studio."""
+def server_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the server under test keeps everything that it writes."""
     folder = tmp_path_factory.mktemp("server")
+    (folder / "tmp").mkdir()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def server(server_folder: Path) -> Iterator[str]:
+    """The address of a running studio."""
+    folder = server_folder
     checkpoint = write_tiny_checkpoint(folder / "tiny")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -33,6 +41,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "RECONSTUDIO_CHECKPOINT": str(checkpoint),
         "GRADIO_SERVER_PORT": str(port),
         "GRADIO_TEMP_DIR": str(folder / "uploads"),
+        "TMPDIR": str(folder / "tmp"),
         "HF_HUB_OFFLINE": "1",
     }
     address = f"http://127.0.0.1:{port}"
@@ -45,6 +54,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         process.terminate()
         process.wait(timeout=30)
     assert "Traceback" not in (folder / "log").read_text()
+    assert list((folder / "tmp").glob("reconstudio-*")) == []  # nothing is left behind
 
 
 def _wait_for(address: str, process: subprocess.Popen, log: Path, seconds: float = 180) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -130,6 +131,21 @@ def test_a_job_that_waits_for_another_can_be_cancelled_too(browser, server, page
     other.wait_for_selector(".status.done", timeout=WAIT)
     assert page.is_visible(".status.stopped >> text=Cancelled")
     other.close()
+
+
+def test_closing_the_page_stops_its_job_and_removes_its_files(browser, server, server_folder, photos):
+    page = browser.new_page()
+    page.goto(server)
+    page.wait_for_selector("#generate", timeout=WAIT)
+    before = set(server_folder.glob("tmp/reconstudio-*/*"))
+    generate(page, photos)
+    page.wait_for_selector(".status.busy .stages .now", timeout=WAIT)
+    (session,) = set(server_folder.glob("tmp/reconstudio-*/*")) - before
+    page.close()
+    deadline = time.monotonic() + WAIT / 1000
+    while session.exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not session.exists()
 
 
 def test_the_page_fits_a_phone(browser, server):
