@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 from pathlib import Path
 
+from safetensors.torch import load_file, save_file
+
 from training.settings import sizes
-from trellis.models import MODEL_CLASSES
+from trellis.pipelines.quantisation import quantise
 
 # key in pipeline.json: (file stem, class, run, network, settings key)
 PARTS = {
@@ -36,16 +37,14 @@ LATENT_PARAMS = {
 
 
 def assemble(runs: Path, out: Path, tiny: bool = False) -> None:
-    """Copy the averaged weights of `runs` to `out/ckpts` and write the configuration files beside them."""
+    """Write the averaged weights of `runs`, in 8 bits, to `out/ckpts`, and the configuration files beside them."""
     networks = sizes(tiny).networks
     (out / "ckpts").mkdir(parents=True, exist_ok=True)
     stems = {}
     for key, (stem, name, run, network, settings) in {**PARTS, **EXTRA}.items():
-        if name not in MODEL_CLASSES:
-            raise KeyError(name)
         config = {"name": name, "args": networks[settings]}
         (out / "ckpts" / f"{stem}.json").write_text(json.dumps(config, indent=2) + "\n")
-        shutil.copyfile(runs / run / f"{network}.safetensors", out / "ckpts" / f"{stem}.safetensors")
+        save_file(quantise(load_file(runs / run / f"{network}.safetensors")), out / "ckpts" / f"{stem}.safetensors")
         stems[key] = f"ckpts/{stem}"
 
     def sampler(params: dict) -> dict:

@@ -2,7 +2,7 @@
 
     pipeline.json
     ckpts/<stem>.json          {"name": class, "args": {constructor arguments}}
-    ckpts/<stem>.safetensors   state dict
+    ckpts/<stem>.safetensors   state dict, optionally with 8-bit tensors (see `quantisation`)
 
 A checkpoint is a local folder if that folder holds a pipeline.json, and otherwise a Hugging Face repository, looked up
 in the local cache before the network. Nothing in a checkpoint is executed: classes come from a fixed table, arguments
@@ -30,6 +30,7 @@ from torch.overrides import TorchFunctionMode
 from trellis import models
 from trellis.errors import InputError
 from trellis.pipelines.hub import MINI_HINT, hub_file, torch_hub_file
+from trellis.pipelines.quantisation import dequantise
 
 logger = logging.getLogger(__name__)
 
@@ -314,10 +315,10 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def read_safetensors(file: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a file, on the CPU; InputError if it is damaged."""
+    """All weights of a file, on the CPU, unpacked where they are stored in 8 bits; InputError if it is damaged."""
     try:
-        return load_file(file)
-    except (SafetensorError, OSError) as error:
+        return dequantise(load_file(file))
+    except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{file.name} is damaged or incomplete ({error}); download it again.") from error
 
 
