@@ -60,7 +60,7 @@ def load_manifest(name: str) -> dict:
 
 
 def assert_matches_manifest(module: torch.nn.Module, rows: list) -> None:
-    """Compare a module's state dict with manifest rows `[key, shape, dtype]`: names, shapes and dtypes, nothing more."""
+    """Compare a module's state dict with manifest rows `[key, shape, dtype]`: names, shapes and dtypes."""
     expected = {key: (tuple(shape), dtype) for key, shape, dtype in rows}
     actual = {key: (tuple(v.shape), str(v.dtype).removeprefix("torch.")) for key, v in module.state_dict().items()}
     assert actual == expected

@@ -27,7 +27,7 @@ OPACITY = 0.97
 
 
 def gaussian_losses(raw: SparseTensor, decoder: SLatGaussianDecoder, voxels: VoxelBatch) -> dict[str, Tensor]:
-    """Two-sided nearest-neighbour distances between a voxel's Gaussians and its samples, with colour, shape, opacity."""
+    """Two-sided nearest-neighbour distances between a voxel's Gaussians and its samples; colour, shape, opacity."""
     samples = decoder.to_representation(raw)
     resolution, shape = decoder.resolution, (-1, decoder.num_gaussians)
 
@@ -108,9 +108,7 @@ def main(argv: list[str] | None = None) -> None:
             cubes = mesh.decode_raw(z)
         mean, logvar = (v.feats.float() if isinstance(v, SparseTensor) else v.float() for v in (mean, logvar))
         with torch.no_grad():
-            targets = corner_targets(
-                cubes.coords, samples, cache, instances, run.sizes.resolution * 2 ** networks["slat_decoder_mesh"]["num_upsamples"]
-            )
+            targets = corner_targets(cubes.coords, samples, cache, instances, mesh.output_resolution)
         losses = gaussian_losses(raw.replace(raw.feats.float()), gaussians, voxels) | mesh_losses(cubes, targets)
         losses["kl"] = KL_WEIGHT * 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum(1).mean()
         run.update(losses)

@@ -67,7 +67,7 @@ class Run:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
 
     def train(self, networks: dict[str, nn.Module]) -> Iterator[int]:
-        """Yield step numbers until time or steps run out; call `update(losses)` in each. Resumes and saves by itself."""
+        """Yield step numbers until time or steps run out; call `update(losses)` in each. It resumes and saves alone."""
         self.networks = nn.ModuleDict(networks).to(self.device).train()
         parameters = [p for p in self.networks.parameters() if p.requires_grad]
         self.optimiser = torch.optim.AdamW(

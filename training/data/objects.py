@@ -132,7 +132,7 @@ class ObjectLibrary:
         )
 
     def random_instances(self, count: int, generator: torch.Generator, augment: bool = True) -> Instances:
-        """`count` random objects under random yaw and, with `augment`, mirroring, stretching, tilting and hue changes."""
+        """`count` random objects under random yaw and, with `augment`, mirroring, stretch, tilt and hue changes."""
         uniform = _uniform(generator, self.device)
         objects = torch.randint(len(self), (count,), generator=generator, device=self.device)
         linear = rotation_z(uniform(count) * 2 * torch.pi)

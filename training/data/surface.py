@@ -43,7 +43,13 @@ class SurfaceCache:
     """Per object: visible surface samples and depth maps from all sides, in the object's own (base) frame."""
 
     def __init__(
-        self, library: ObjectLibrary, samples: int = 65536, views: int = 40, size: int = 288, chunk: int = 16, seed: int = 0
+        self,
+        library: ObjectLibrary,
+        samples: int = 65536,
+        views: int = 40,
+        size: int = 288,
+        chunk: int = 16,
+        seed: int = 0,
     ):
         device = library.device
         generator = torch.Generator(device=device).manual_seed(seed)
@@ -137,8 +143,9 @@ class SurfaceCache:
 
     def sample(self, instances: Instances, count: int, generator: torch.Generator) -> SurfaceSamples:
         """`count` random samples of each instance, in the canonical frame with its hue change."""
-        start = torch.randint(self.points.shape[1], (len(instances.objects), 1), generator=generator, device=self.points.device)
-        slot = (start + torch.arange(count, device=start.device)) % self.points.shape[1]
+        stored, device = self.points.shape[1], self.points.device
+        start = torch.randint(stored, (len(instances.objects), 1), generator=generator, device=device)
+        slot = (start + torch.arange(count, device=device)) % stored
         rows = instances.objects[:, None]
         points = torch.einsum("bij,bpj->bpi", instances.linear, self._unnormalise(instances, rows, slot))
         points = points + instances.offset[:, None]

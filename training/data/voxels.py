@@ -71,8 +71,11 @@ def voxelise(samples: SurfaceSamples, resolution: int, slots: int = 16) -> Voxel
 
 @dataclass
 class CornerTargets:
-    """Targets at the corners of cubes [M, 4] of the fine grid: sdf [M, 8] in units of one cube (positive outside),
-    colours and normals [M, 8, 3], and near [M, 8]: a surface sample lies within reach, so colour and normal are known."""
+    """Targets at the corners of cubes [M, 4] of the fine grid.
+
+    sdf [M, 8] in units of one cube (positive outside), colours and normals [M, 8, 3], and near [M, 8]: a surface sample
+    lies within reach, so colour and normal are known.
+    """
 
     sdf: Tensor
     colours: Tensor
