@@ -11,19 +11,19 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # Idle OpenMP threads sleep instead of spinning: several times faster as soon as anything else runs on the cores.
 export OMP_WAIT_POLICY = PASSIVE
 
-.PHONY: app test lint clean browser
+.PHONY: app test lint clean browser gltf-validator
 
 app: $(VENV)/.installed
 	$(BIN)/python app.py
 
-test: $(VENV)/.installed-tests browser
+test: $(VENV)/.installed-tests browser gltf-validator
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: $(VENV)/.installed-tests
 	$(BIN)/python -m ruff check .
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) node_modules
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
 
 $(VENV)/bin/python:
@@ -51,4 +51,14 @@ browser:
 	    >/dev/null 2>&1 || echo "Skipped: chromium could not be installed; the browser tests will be skipped."; \
 	else \
 	  echo "Skipped: chromium is missing, and installing it needs root and apt-get; the browser tests will be skipped."; \
+	fi
+
+# Exported GLB files are checked with the Khronos validator, which is an npm package.
+gltf-validator:
+	@if [ -d node_modules/gltf-validator ]; then :; \
+	elif command -v npm >/dev/null; then \
+	  npm install --silent --no-save --no-package-lock gltf-validator@2.0.0-dev.3.10 >/dev/null 2>&1 \
+	    || echo "Skipped: gltf-validator could not be installed; its tests will be skipped."; \
+	else \
+	  echo "Skipped: npm is missing; the tests with the Khronos glTF validator will be skipped."; \
 	fi

@@ -1,31 +1,25 @@
-"""Textured meshes as glTF binary (GLB), by way of trimesh."""
+"""The finished asset: a mesh with its texture, as files and as a trimesh object."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from trellis.errors import InputError
+from trellis.export.frame import from_gltf_frame, metres_per_unit, to_gltf_frame
+from trellis.export.glb import glb_bytes
+from trellis.export.obj import obj_zip_bytes, stl_bytes
 from trellis.files import replacing
 
 if TYPE_CHECKING:
     import trimesh
 
-
-def to_gltf_frame(vectors: np.ndarray) -> np.ndarray:
-    """Points or directions [..., 3] from the object frame (z up) to glTF's (y up): (x, y, z) -> (x, z, -y)."""
-    x, y, z = np.moveaxis(np.asarray(vectors), -1, 0)
-    return np.stack([x, z, -y], axis=-1)
-
-
-def from_gltf_frame(vectors: np.ndarray) -> np.ndarray:
-    """The inverse of `to_gltf_frame`: (x, y, z) -> (x, -z, y)."""
-    x, y, z = np.moveaxis(np.asarray(vectors), -1, 0)
-    return np.stack([x, -z, y], axis=-1)
+__all__ = ["TexturedMesh", "build_trimesh", "from_gltf_frame", "to_gltf_frame", "write_glb"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,9 +44,32 @@ class TexturedMesh:
         """In the glTF frame, with a rough dielectric material; `.export("x.glb")` writes it."""
         return build_trimesh(self)
 
-    def export(self, path: str | PathLike[str]) -> None:
-        """Write a GLB; the file appears complete or not at all."""
-        write_glb(path, self.to_trimesh())
+    def export(
+        self, path: str | PathLike[str], longest_side: float | None = None, image_format: str = "png"
+    ) -> None:
+        """Write the asset in the glTF frame; the file appears complete or not at all.
+
+        Args:
+            path: its suffix decides: .glb, .zip (OBJ, MTL and PNG) or .stl.
+            longest_side: metres of the longest side of the bounding box; None keeps one object unit as one metre.
+            image_format: texture inside a GLB, "png" or (lossless) "webp".
+
+        Raises:
+            InputError: another suffix or image format, or a length that cannot be.
+        """
+        path = Path(path)
+        scale = metres_per_unit(self.vertices, longest_side)
+        suffix = path.suffix.lower()
+        if suffix == ".glb":
+            content = glb_bytes(self, scale, image_format)
+        elif suffix == ".zip":
+            content = obj_zip_bytes(self, scale, path.stem)
+        elif suffix == ".stl":
+            content = stl_bytes(self, scale)
+        else:
+            raise InputError(f"The asset is written as .glb, .zip (OBJ) or .stl, so {path.name!r} cannot be written.")
+        with replacing(path) as temporary:
+            temporary.write_bytes(content)
 
 
 def build_trimesh(mesh: TexturedMesh) -> trimesh.Trimesh:
