@@ -18,6 +18,7 @@ from training.loop import Run, parser
 from trellis.models import ModulatedSLATMultiViewCond, SLatEncoder, SLatFlowModel
 from trellis.modules.sparse import SparseTensor
 
+DRAWS = 2  # times and noises for each rendered scene
 VIEWS = (4, 2, 4, 8, 3, 1, 6)
 
 
@@ -53,6 +54,7 @@ def main(argv: list[str] | None = None) -> None:
     for step in run.train({"cond": cond, "flow": flow}):
         per_scene = VIEWS[step % len(VIEWS)]
         scenes = run.batch(20)
+        count = scenes * DRAWS
         with torch.no_grad():
             instances = run.library.random_instances(scenes, run.generator)
             tokens, image_cond = encoders(instances, per_scene)
@@ -60,14 +62,17 @@ def main(argv: list[str] | None = None) -> None:
             voxels = voxelise(misalign(samples, instances, run.generator), run.sizes.resolution)
             with run.autocast():
                 z = latent(SparseTensor(feats=voxels.feats, coords=voxels.coords), sample_posterior=False)
-            data = (z.feats.float() - mean) / std
+            data = ((z.feats.float() - mean) / std).repeat(DRAWS, 1)
+            first = torch.arange(DRAWS, device=run.device, dtype=torch.int32)[:, None, None] * scenes
+            shift = first * torch.tensor([1, 0, 0, 0], device=run.device, dtype=torch.int32)
+            coords = (voxels.coords + shift).flatten(0, 1)
             noise = torch.randn(data.shape, generator=run.generator, device=run.device)
-            t = sample_times(scenes, run.generator, run.device)
-            x, velocity = noised(data, noise, t[voxels.coords[:, 0].long(), None])
-            keep = drop_mask(scenes, run.generator, run.device)[:, None, None]
+            t = sample_times(count, run.generator, run.device)
+            x, velocity = noised(data, noise, t[coords[:, 0].long(), None])
+            keep = drop_mask(count, run.generator, run.device)[:, None, None]
         with run.autocast():
-            context = [view * keep for view in cond(tokens, image_cond)]
-            prediction = flow(SparseTensor(feats=x, coords=voxels.coords), 1000 * t, context)
+            context = [view.repeat(DRAWS, 1, 1) * keep for view in cond(tokens, image_cond)]
+            prediction = flow(SparseTensor(feats=x, coords=coords), 1000 * t, context)
         run.update({"flow": (prediction.feats.float() - velocity).square().mean()})
 
 

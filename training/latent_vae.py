@@ -22,7 +22,7 @@ from trellis.models import SLatEncoder, SLatGaussianDecoder, SLatMeshDecoder
 from trellis.modules.sparse import SparseTensor
 
 KL_WEIGHT = 1e-3
-TANGENT, NORMAL = 0.30, 0.08  # deviations of the wanted splats, in voxels: flat discs that just overlap
+TANGENT, NORMAL = 0.13, 0.035  # deviations of the wanted splats, in voxels: flat discs that just overlap
 OPACITY = 0.97
 
 

@@ -31,6 +31,7 @@ def parser(description: str, minutes: float, learning_rate: float) -> argparse.A
     p.add_argument("--lr", type=float, default=learning_rate)
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    p.add_argument("--init", type=Path, help="folder of checkpoints whose exported weights to start from")
     p.add_argument("--compile", action="store_true", help="torch.compile the transformer blocks")
     p.add_argument("--tiny", action="store_true", help="shrunken networks and data, for a test on a CPU")
     p.add_argument("--objects", type=int, help="use only the first so many objects")
@@ -102,7 +103,7 @@ class Run:
     def progress(self) -> float:
         """Fraction of the run done, by steps when given, else by time."""
         if self.args.steps is not None:
-            return self.step / max(self.args.steps, 1)
+            return self.step / self.args.steps if self.step < self.args.steps else 1.0
         return (time.monotonic() - self.started) / (60 * self.args.minutes)
 
     def _schedule(self, progress: float) -> float:
@@ -158,6 +159,7 @@ class Run:
     def _resume(self) -> None:
         path = self.folder / "resume.safetensors"
         if not path.exists():
+            self._warm_start()
             return
         state = load_file(path, device=str(self.device))
         self.networks.load_state_dict({k[7:]: v for k, v in state.items() if k.startswith("weight/")})
@@ -171,6 +173,14 @@ class Run:
                     "exp_avg_sq": state[f"exp_avg_sq/{name}"],
                 }
         print(f"[{self.name}] resumed at step {self.step}", flush=True)
+
+    def _warm_start(self) -> None:
+        """Begin with the exported weights of an earlier run of `--init`, for every network that has some."""
+        for name, network in self.networks.items():
+            path = self.args.init / self.name / f"{name}.safetensors" if self.args.init else None
+            if path is not None and path.exists():
+                network.load_state_dict(load_file(path, device=str(self.device)))
+                print(f"[{self.name}] {name} starts from {path}", flush=True)
 
     def frozen(self, run: str, network: str, module: nn.Module) -> nn.Module:
         """Load the averaged weights of another script's network and freeze it."""

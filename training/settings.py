@@ -5,7 +5,10 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 
-VOXEL_FEATURES = 68  # training.data.voxels.FEATURES
+from training.data.voxels import FEATURES as VOXEL_FEATURES
+
+RESOLUTION = 32  # voxels per side of the structure; surfaces then have about 2,300, each of which becomes a token
+LATENT_CHANNELS = 16  # a voxel stands for 4^3 cells of the mesh grid, so its latent is wider than the published 8
 
 MINI: dict[str, dict] = {
     "vggt": {
@@ -32,14 +35,14 @@ MINI: dict[str, dict] = {
         "in_channels": 1,
         "latent_channels": 8,
         "num_res_blocks": 1,
-        "channels": [16, 48, 96],
+        "channels": [32, 96],
         "num_res_blocks_middle": 1,
     },
     "ss_decoder": {
         "out_channels": 1,
         "latent_channels": 8,
         "num_res_blocks": 1,
-        "channels": [96, 48, 16],
+        "channels": [96, 32],
         "num_res_blocks_middle": 1,
     },
     "ss_cond": {
@@ -54,38 +57,38 @@ MINI: dict[str, dict] = {
         "resolution": 16,
         "in_channels": 8,
         "out_channels": 8,
-        "model_channels": 256,
+        "model_channels": 384,
         "cond_channels": 192,
-        "num_blocks": 7,
-        "num_heads": 4,
+        "num_blocks": 8,
+        "num_heads": 6,
         "patch_size": 2,
         "share_mod": True,
         "qk_rms_norm": True,
     },
     "slat_cond": {"channels": 128, "ctx_channels": 2 * 256 + 128, "levels": [1, 2, 3, 4]},
     "slat_encoder": {
-        "resolution": 64,
+        "resolution": RESOLUTION,
         "in_channels": VOXEL_FEATURES,
-        "model_channels": 192,
-        "latent_channels": 8,
-        "num_blocks": 3,
-        "num_heads": 3,
+        "model_channels": 256,
+        "latent_channels": LATENT_CHANNELS,
+        "num_blocks": 4,
+        "num_heads": 4,
         "attn_mode": "swin",
         "window_size": 8,
     },
     "slat_decoder_gs": {
-        "resolution": 64,
-        "model_channels": 128,
-        "latent_channels": 8,
+        "resolution": RESOLUTION,
+        "model_channels": 256,
+        "latent_channels": LATENT_CHANNELS,
         "num_blocks": 4,
-        "num_heads": 2,
+        "num_heads": 4,
         "attn_mode": "swin",
         "window_size": 8,
         "representation_config": {
             "lr": {"_xyz": 1.0, "_features_dc": 1.0, "_opacity": 1.0, "_scaling": 1.0, "_rotation": 0.1},
             "perturb_offset": True,
             "voxel_size": 1.5,
-            "num_gaussians": 8,
+            "num_gaussians": 32,
             "2d_filter_kernel_size": 0.1,
             "3d_filter_kernel_size": 0.0009,
             "scaling_bias": 0.004,
@@ -94,28 +97,24 @@ MINI: dict[str, dict] = {
         },
     },
     "slat_decoder_mesh": {
-        "resolution": 64,
-        "model_channels": 128,
-        "latent_channels": 8,
+        "resolution": RESOLUTION,
+        "model_channels": 256,
+        "latent_channels": LATENT_CHANNELS,
         "num_blocks": 4,
-        "num_heads": 2,
+        "num_heads": 4,
         "attn_mode": "swin",
         "window_size": 8,
-        "num_upsamples": 1,
-        "num_groups": 8,
         "representation_config": {"use_color": True},
     },
     "slat_flow": {
-        "resolution": 64,
-        "in_channels": 8,
-        "out_channels": 8,
-        "model_channels": 192,
+        "resolution": RESOLUTION,
+        "in_channels": LATENT_CHANNELS,
+        "out_channels": LATENT_CHANNELS,
+        "model_channels": 320,
         "cond_channels": 128,
-        "num_blocks": 6,
-        "num_heads": 3,
-        "patch_size": 2,
-        "num_io_res_blocks": 1,
-        "io_block_channels": [32],
+        "num_blocks": 10,
+        "num_heads": 5,
+        "patch_size": 1,
         "share_mod": True,
         "qk_rms_norm": True,
     },
@@ -136,25 +135,25 @@ class Sizes:
 
 
 def sizes(tiny: bool = False) -> Sizes:
-    """`MINI`, or the same networks shrunk to a few thousand weights at 56 px and 16^3 voxels."""
+    """`MINI`, or the same networks shrunk to a few thousand weights at 56 px and 8^3 voxels."""
     networks = copy.deepcopy(MINI)
     if not tiny:
-        return Sizes(networks, 224, 64, 65536, 40, 288, 1.0)
+        return Sizes(networks, 224, RESOLUTION, 65536, 40, 288, 1.0)
+    levels = [0, 0, 1, 1]
     networks["vggt"].update(
         img_size=56, embed_dim=32, depth=2, num_heads=2, patch_embed={"depth": 1, "num_heads": 2},
         camera_head={"trunk_depth": 1, "num_heads": 2, "mlp_ratio": 2, "init_values": 1.0},
-        point_head={"features": 8, "out_channels": [8, 8, 8, 8]}, intermediate_layers=[0, 0, 1, 1],
+        point_head={"features": 8, "out_channels": [8, 8, 8, 8]}, intermediate_layers=levels,
     )
     networks["dinov2"].update(img_size=56, embed_dim=16, depth=1, num_heads=1)
-    networks["ss_encoder"].update(channels=[8, 8, 8])
-    networks["ss_decoder"].update(channels=[8, 8, 8])
-    networks["ss_cond"].update(channels=16, ctx_channels=80, num_heads=1, num_init_tokens=8, levels=[0, 0, 1, 1])
+    networks["ss_encoder"].update(channels=[8, 8])
+    networks["ss_decoder"].update(channels=[8, 8])
+    networks["ss_cond"].update(channels=16, ctx_channels=80, num_heads=1, num_init_tokens=8, levels=levels)
     networks["ss_flow"].update(resolution=4, model_channels=32, cond_channels=16, num_blocks=1, num_heads=1)
-    networks["slat_cond"].update(channels=16, ctx_channels=80, levels=[0, 0, 1, 1])
-    networks["slat_flow"].update(
-        resolution=16, model_channels=32, cond_channels=16, num_blocks=1, num_heads=1, io_block_channels=[16]
-    )
-    networks["slat_encoder"].update(resolution=16, model_channels=32, num_blocks=1, num_heads=1)
-    networks["slat_decoder_gs"].update(resolution=16, model_channels=32, num_blocks=1, num_heads=1)
-    networks["slat_decoder_mesh"].update(resolution=16, model_channels=32, num_blocks=1, num_heads=1)
-    return Sizes(networks, 56, 16, 2048, 12, 48, 0.02)
+    networks["slat_cond"].update(channels=16, ctx_channels=80, levels=levels)
+    small = {"resolution": 8, "model_channels": 32, "num_blocks": 1, "num_heads": 1}
+    networks["slat_flow"].update(small, cond_channels=16)
+    networks["slat_encoder"].update(small)
+    networks["slat_decoder_gs"].update(small)
+    networks["slat_decoder_mesh"].update(small, num_groups=4)
+    return Sizes(networks, 56, 8, 2048, 12, 48, 0.02)

@@ -13,6 +13,7 @@ from training.data.voxels import occupancy
 from training.loop import Run, parser
 from trellis.models import ModulatedMultiViewCond, SparseStructureEncoder, SparseStructureFlowModel
 
+DRAWS = 3  # times and noises for each rendered scene: rendering and reading views costs more than the flow itself
 VIEWS = (4, 2, 4, 8, 4, 1)  # few different shapes, so that compiled blocks are reused
 
 
@@ -31,18 +32,20 @@ def main(argv: list[str] | None = None) -> None:
     for step in run.train({"cond": cond, "flow": flow}):
         per_scene = VIEWS[step % len(VIEWS)]
         scenes = run.batch(80)
+        count = scenes * DRAWS
         with torch.no_grad():
             instances = run.library.random_instances(scenes, run.generator)
             tokens, image_cond = encoders(instances, per_scene)
             samples = cache.sample(instances, run.sizes.surface_samples, run.generator)
             with run.autocast():
                 data = structure(occupancy(samples, run.sizes.resolution)).float()
+            data = data.repeat(DRAWS, 1, 1, 1, 1)
             noise = torch.randn(data.shape, generator=run.generator, device=run.device)
-            t = sample_times(scenes, run.generator, run.device)
+            t = sample_times(count, run.generator, run.device)
             x, velocity = noised(data, noise, t[:, None, None, None, None])
-            keep = drop_mask(scenes, run.generator, run.device)
+            keep = drop_mask(count, run.generator, run.device)
         with run.autocast():
-            context = cond(tokens, image_cond[:, :, 5:]) * keep[:, None, None]
+            context = cond(tokens, image_cond[:, :, 5:]).repeat(DRAWS, 1, 1) * keep[:, None, None]
             prediction = flow(x, 1000 * t, context)
         run.update({"flow": (prediction.float() - velocity).square().mean()})
 

@@ -1,6 +1,6 @@
-"""Sparse-structure autoencoder: 64^3 occupancy to a 16^3 x 8 latent and back.
+"""Sparse-structure autoencoder: 32^3 occupancy to a 16^3 x 8 latent and back.
 
-    python -m training.structure_vae --data objects.safetensors --out runs --minutes 3 --compile
+    python -m training.structure_vae --data objects.safetensors --out runs --minutes 1.5 --compile
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def unit_latent(weights: dict[str, torch.Tensor], std: torch.Tensor) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parser(__doc__, minutes=3, learning_rate=2e-3).parse_args(argv)
+    args = parser(__doc__, minutes=1.5, learning_rate=2e-3).parse_args(argv)
     run = Run("structure_vae", args)
     cache = SurfaceCache(
         run.library, run.sizes.surface_samples, run.sizes.surface_views, run.sizes.surface_depth_size
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
         encoder.to(memory_format=torch.channels_last_3d)
         decoder.to(memory_format=torch.channels_last_3d)
     for _ in run.train({"encoder": encoder, "decoder": decoder}):
-        instances = run.library.random_instances(run.batch(48), run.generator)
+        instances = run.library.random_instances(run.batch(96), run.generator)
         samples = cache.sample(instances, run.sizes.surface_samples, run.generator)
         grid = occupancy(samples, run.sizes.resolution)
         with run.autocast():
@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
         overlap = (probability * grid).sum((1, 2, 3, 4))
         dice = 1 - (2 * overlap + 1) / (probability.sum((1, 2, 3, 4)) + grid.sum((1, 2, 3, 4)) + 1)
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-        bce = F.binary_cross_entropy_with_logits(logits, grid, pos_weight=torch.tensor(4.0, device=run.device))
+        bce = F.binary_cross_entropy_with_logits(logits, grid, pos_weight=torch.tensor(2.0, device=run.device))
         run.update({"bce": 4 * bce, "dice": dice.mean(), "kl": KL_WEIGHT * kl})
         if run.step % 200 == 0:
             hit = logits > 0

@@ -11,7 +11,8 @@ from training.data.objects import Instances
 from training.data.surface import SurfaceCache, SurfaceSamples
 
 SAMPLE_RADIUS = 0.004  # a surface sample stands for a disc of this radius
-FEATURES = 68
+FINE = 4  # occupancy inside a voxel is told on this many cells per side
+FEATURES = 12 + 8 * 10 + FINE**3
 
 
 @dataclass
@@ -37,8 +38,8 @@ def occupancy(samples: SurfaceSamples, resolution: int) -> Tensor:
     return grid.reshape(count, 1, resolution, resolution, resolution)
 
 
-def voxelise(samples: SurfaceSamples, resolution: int, slots: int = 16) -> VoxelBatch:
-    """Group surface samples by voxel and describe each voxel by its samples and those of its octants."""
+def voxelise(samples: SurfaceSamples, resolution: int, slots: int = 48) -> VoxelBatch:
+    """Group surface samples by voxel; describe each by means of its samples and octants, and by finer occupancy."""
     device, count = samples.points.device, len(samples.points)
     position = (samples.points + 0.5) * resolution
     cell = position.long().clamp(0, resolution - 1)
@@ -57,8 +58,12 @@ def voxelise(samples: SurfaceSamples, resolution: int, slots: int = 16) -> Voxel
     average, _ = mean(torch.cat([offset, normals, colours, colours.square()], 1), owner, n)
     spread = (average[:, 9:] - average[:, 6:9].square()).clamp(min=0).sqrt()
     octant = ((offset > 0) * torch.tensor([4, 2, 1], device=device)).sum(1)
-    parts, filled = mean(torch.cat([normals, colours], 1), owner * 8 + octant, n * 8)
-    feats = torch.cat([average[:, :9], spread, filled.reshape(n, 8).float(), parts.reshape(n, 48)], 1)
+    parts, filled = mean(torch.cat([offset, normals, colours], 1), owner * 8 + octant, n * 8)
+    octants = torch.cat([parts, filled[:, None].float()], 1).reshape(n, -1)
+    sub = ((offset + 0.5) * FINE).long().clamp(0, FINE - 1)
+    fine = torch.zeros(n * FINE**3, device=device)
+    fine[owner * FINE**3 + (sub[:, 0] * FINE + sub[:, 1]) * FINE + sub[:, 2]] = 1.0
+    feats = torch.cat([average[:, :9], spread, octants, fine.reshape(n, -1)], 1)
 
     order = torch.argsort(owner, stable=True)
     first = torch.cumsum(members, 0) - members

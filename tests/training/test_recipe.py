@@ -1,0 +1,105 @@
+"""The whole recipe at a tiny size: every script, assembly, and the result through the pipeline."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from packed_data import encoded, write_pack
+from PIL import Image
+from safetensors.torch import load_file
+
+from training import image_encoder, latent_flow, latent_vae, structure_flow, structure_vae, vggt
+from training.assemble import assemble
+from training.data.pack import PackedMesh
+from training.data.procedural import random_solid
+from trellis.pipelines import TrellisVGGTTo3DPipeline
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Four procedural solids, packed."""
+    rng = np.random.default_rng(0)
+    solids = [random_solid(rng) for _ in range(4)]
+    meshes = [PackedMesh(f"solid-{k}", v, uv, f, encoded(t), s) for k, (v, uv, f, t, s) in enumerate(solids)]
+    return write_pack(tmp_path_factory.mktemp("data") / "objects.safetensors", meshes)
+
+
+def arguments(data, out, *more: str) -> list[str]:
+    return ["--data", str(data), "--out", str(out), "--tiny", "--device", "cpu", *(more or ("--steps", "2"))]
+
+
+@pytest.fixture(scope="module")
+def runs(data, tmp_path_factory):
+    """A folder in which every network was trained for two steps."""
+    out = tmp_path_factory.mktemp("runs")
+    for script in (structure_vae, vggt, image_encoder, latent_vae, structure_flow, latent_flow):
+        script.main(arguments(data, out))
+    return out
+
+
+def test_the_assembled_checkpoint_runs_from_photographs_to_splats_and_mesh(runs, tmp_path):
+    assemble(runs, tmp_path / "mini", tiny=True)
+    pipeline = TrellisVGGTTo3DPipeline.from_pretrained(tmp_path / "mini")
+    assert pipeline.report.complete
+    assert pipeline.image_resolution == 56
+    pixels = np.zeros((64, 64, 4), np.uint8)
+    pixels[16:48, 16:48] = (200, 80, 40, 255)
+    # Two training steps leave the structure empty or full; what is tested is that every part fits the next.
+    cond = pipeline.get_cond([pipeline.preprocess_image(Image.fromarray(pixels))] * 2)
+    coords = torch.tensor([[0, 1, 2, 3], [0, 1, 2, 4], [0, 5, 5, 5]], dtype=torch.int32)
+    slat = pipeline.sample_slat(cond.latent, coords, seed=0, sampler_params={"steps": 2})
+    outputs = pipeline.decode_slat(slat, ["gaussian", "mesh"])
+    assert len(outputs["gaussian"][0]) == 3 * 32
+    assert torch.isfinite(outputs["gaussian"][0].get_xyz).all()
+
+
+def test_a_run_is_deterministic(data, tmp_path):
+    for name in ("a", "b"):
+        structure_vae.main(arguments(data, tmp_path / name))
+    a, b = (load_file(tmp_path / name / "structure_vae" / "decoder.safetensors") for name in ("a", "b"))
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_a_run_resumes_where_it_stopped(data, tmp_path, capsys):
+    image_encoder.main(arguments(data, tmp_path, "--steps", "1"))
+    before = load_file(tmp_path / "image_encoder" / "resume.safetensors")
+    image_encoder.main(arguments(data, tmp_path, "--steps", "3"))
+    assert "resumed at step 1" in capsys.readouterr().out
+    after = load_file(tmp_path / "image_encoder" / "resume.safetensors")
+    assert before.keys() == after.keys()
+    key = "weight/dinov2.blocks.0.attn.qkv.weight"
+    assert not torch.equal(before[key], after[key])
+
+
+def test_a_run_can_start_from_the_weights_of_another(data, tmp_path, capsys):
+    image_encoder.main(arguments(data, tmp_path / "first"))
+    image_encoder.main(arguments(data, tmp_path / "second", "--steps", "0", "--init", str(tmp_path / "first")))
+    assert "dinov2 starts from" in capsys.readouterr().out
+    first, second = (
+        load_file(tmp_path / name / "image_encoder" / "dinov2.safetensors") for name in ("first", "second")
+    )
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_the_structure_latent_is_scaled_without_changing_what_it_decodes_to():
+    from training.settings import sizes
+    from trellis.models import SparseStructureDecoder, SparseStructureEncoder
+
+    networks = sizes(tiny=True).networks
+    torch.manual_seed(0)
+    encoder = SparseStructureEncoder(**networks["ss_encoder"]).eval()
+    decoder = SparseStructureDecoder(**networks["ss_decoder"]).eval()
+    grid = (torch.rand(2, 1, 8, 8, 8) > 0.7).float()
+    with torch.no_grad():
+        z = encoder(grid)
+        before = decoder(z)
+        std = z.std((0, 2, 3, 4))
+        weights = {f"encoder.{k}": v.clone() for k, v in encoder.state_dict().items()}
+        weights |= {f"decoder.{k}": v.clone() for k, v in decoder.state_dict().items()}
+        structure_vae.unit_latent(weights, std)
+        encoder.load_state_dict({k[8:]: v for k, v in weights.items() if k.startswith("encoder.")})
+        decoder.load_state_dict({k[8:]: v for k, v in weights.items() if k.startswith("decoder.")})
+        scaled = encoder(grid)
+        torch.testing.assert_close(scaled.std((0, 2, 3, 4)), torch.ones_like(std), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(decoder(scaled), before, rtol=1e-4, atol=1e-4)

@@ -1,0 +1,167 @@
+"""Measure a checkpoint on objects it never saw, and show what it makes.
+
+    python -m training.evaluate --data validation.safetensors --checkpoint assets/mini --out evaluation
+
+DATA is a file of `training.data.pack --only validation.csv --role evaluate`. For each object, `--views` photographs
+without cameras go through the whole pipeline, and the result is compared with the object: cameras, surface (cells of
+64^3, 32^3 and 16^3 grids that it touches; Chamfer and F-score after similarity alignment) and unlit renders of the
+splats from 8 unseen cameras on black. Prints medians; writes `table.csv` and a contact sheet: views, then ours, the
+truth and our normals from three of the unseen cameras.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from training.data.objects import Instances, ObjectLibrary
+from training.data.scenes import Rendering, Views, crop_to_object, degrade, random_views, render
+from training.metrics import (
+    align_similarity,
+    chamfer_and_f_score,
+    grid_f1,
+    grid_iou,
+    mask_iou,
+    occupancy_grid,
+    psnr,
+    relative_rotation_errors,
+    rotation_angle_degrees,
+)
+from trellis.pipelines import TrellisVGGTTo3DPipeline
+from trellis.renderers import gaussian_raster, mesh_raster
+from trellis.renderers.cameras import Cameras
+
+UNSEEN = 8
+TILE = 160
+
+
+def surface_points(vertices: Tensor, faces: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """`count` area-weighted random points [P, 3] of a mesh."""
+    corners = vertices[faces]
+    area = torch.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0], dim=1).norm(dim=1)
+    cumulative = area.double().cumsum(0)
+    face = torch.searchsorted(cumulative, torch.rand(count, generator=generator).double() * cumulative[-1])
+    u = torch.rand(count, 2, generator=generator)
+    root = u[:, :1].sqrt()
+    weights = torch.cat([1 - root, root * (1 - u[:, 1:]), root * u[:, 1:]], 1)
+    return (corners[face.clamp(max=len(faces) - 1)] * weights[..., None]).sum(1)
+
+
+def to_cameras(views: Views) -> Cameras:
+    """The scene's views as the package's cameras."""
+    return Cameras(views.extrinsics, views.intrinsics, torch.full((len(views.extrinsics), 2), views.size))
+
+
+def unseen_views(instances: Instances, size: int) -> Views:
+    """`UNSEEN` cameras around one object between the trained elevations, cropped to it."""
+    k = torch.arange(UNSEEN)
+    azimuth, elevation = (k + 0.5) / UNSEEN * 2 * math.pi, torch.where(k % 2 == 0, 0.15, 0.6)
+    eye = 2.2 * torch.stack(
+        [azimuth.sin() * elevation.cos(), azimuth.cos() * elevation.cos(), elevation.sin()], 1
+    )
+    return crop_to_object(instances, eye, torch.zeros(UNSEEN), torch.zeros(UNSEEN, dtype=torch.long), size, None)
+
+
+def photographs(rendering: Rendering, generator: torch.Generator) -> list[Image.Image]:
+    """RGBA images as a user would upload them, antialiased by halving."""
+    rgba = torch.cat([degrade(rendering.images, generator), rendering.alpha], 1)
+    pixels = (rgba.permute(0, 2, 3, 1).numpy() * 255).round().astype(np.uint8)
+    return [Image.fromarray(p).resize((p.shape[1] // 2, p.shape[0] // 2), Image.Resampling.BOX) for p in pixels]
+
+
+def evaluate_object(
+    pipeline: TrellisVGGTTo3DPipeline, library: ObjectLibrary, index: int, views: int, seed: int
+) -> tuple[dict[str, float], np.ndarray]:
+    """All measures of one object, and its row of the contact sheet (uint8 image)."""
+    generator = torch.Generator().manual_seed(seed + index)
+    turn = torch.rand(1, generator=generator) * 2 * math.pi
+    c, s = turn.cos().item(), turn.sin().item()
+    instances = library.instances(torch.tensor([index]), torch.tensor([[[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]]]))
+    scene = random_views(instances, views, 2 * pipeline.image_resolution, generator)
+    images = photographs(render(library, instances, scene, generator), generator)
+
+    started = time.perf_counter()
+    outputs, coords, _ = pipeline.run(image=images, seed=seed, formats=["gaussian", "mesh"])
+    seconds = time.perf_counter() - started
+    gaussian, mesh = outputs["gaussian"][0], outputs["mesh"][0]
+    cameras = pipeline.estimate_cameras(images)
+    true_rotation = scene.extrinsics[:, :3, :3]
+
+    truth = surface_points(instances.vertices, instances.triangles, 120_000, generator)
+    ours = surface_points(mesh.vertices.detach(), mesh.faces, 120_000, generator)
+    row = {"seconds": seconds, "voxels": len(coords)}
+    row["absolute rotation"] = rotation_angle_degrees(cameras.rotations, true_rotation).median().item()
+    if views > 1:
+        row["relative rotation"] = relative_rotation_errors(cameras.rotations, true_rotation).median().item()
+    for resolution in (64, 32, 16):
+        row[f"IoU {resolution}"] = grid_iou(occupancy_grid(ours, resolution), occupancy_grid(truth, resolution))
+    row["F1 within a voxel"] = grid_f1(occupancy_grid(ours, 64), occupancy_grid(truth, 64))
+    target = truth[:10_000].numpy()
+    row["Chamfer"], row["F-score 0.05"] = chamfer_and_f_score(align_similarity(ours[:10_000].numpy(), target), target)
+
+    unseen = unseen_views(instances, 224)
+    reference = render(library, instances, unseen, generator)
+    scores, tiles = [], []
+    seen_from = to_cameras(unseen)
+    for k in range(UNSEEN):
+        image = gaussian_raster.render(gaussian, seen_from, k)
+        ours_rgb, ours_alpha = image.color.detach().clamp(0, 1), image.alpha.detach()
+        true_rgb, true_alpha = reference.albedo[k], reference.alpha[k]
+        scores.append((psnr(ours_rgb, true_rgb), mask_iou(ours_alpha, true_alpha)))
+        if k in (0, 3, 5):
+            normals = mesh_raster.render_mesh(
+                mesh.vertices.detach(), mesh.faces, None, seen_from, k, antialiased=False, normals=True
+            )["normals"]
+            tiles += [_tile(ours_rgb), _tile(true_rgb), _tile(normals.permute(2, 0, 1))]
+    row["unseen PSNR"], row["unseen IoU"] = np.median(np.array(scores), 0).tolist()
+    inputs = [np.asarray(image.convert("RGB").resize((TILE, TILE))) for image in images[:4]]
+    return row, np.concatenate(inputs + tiles, 1)
+
+
+def _tile(image: Tensor) -> np.ndarray:
+    pixels = (image.clamp(0, 1).permute(1, 2, 0).numpy() * 255).astype(np.uint8)
+    return np.asarray(Image.fromarray(pixels).resize((TILE, TILE)))
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--checkpoint", default="assets/mini")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--views", type=int, default=4)
+    parser.add_argument("--limit", type=int, help="only the first so many objects")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+
+    pipeline = TrellisVGGTTo3DPipeline.from_pretrained(args.checkpoint)
+    library = ObjectLibrary(args.data, limit=args.limit)
+    args.out.mkdir(parents=True, exist_ok=True)
+    rows, sheet = [], []
+    for index, name in enumerate(library.names):
+        row, strip = evaluate_object(pipeline, library, index, args.views, args.seed)
+        rows.append({"object": name, **row})
+        sheet.append(strip)
+        print(name, " ".join(f"{k} {v:.3g}" for k, v in row.items()), flush=True)
+        with (args.out / "table.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0].keys())
+            writer.writeheader()
+            writer.writerows(rows)
+        width = max(s.shape[1] for s in sheet)
+        padded = [np.pad(s, ((0, 0), (0, width - s.shape[1]), (0, 0))) for s in sheet]
+        Image.fromarray(np.concatenate(padded)).save(args.out / "contact.jpg", quality=88)
+    print(f"\n{len(rows)} objects, {args.views} views, medians")
+    for key in rows[0]:
+        if key != "object":
+            print(f"  {key:20s} {np.median([row[key] for row in rows]):.3f}")
+
+
+if __name__ == "__main__":
+    main()
