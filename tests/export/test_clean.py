@@ -6,9 +6,14 @@ import trimesh
 from shapes import mesh_of, sphere
 
 from trellis.errors import InputError
-from trellis.export.clean import CleanOptions, clean, drop_broken_faces, fill_small_holes
-from trellis.export.surface import surface_of
+from trellis.export.clean import CleanOptions, clean, drop_broken_faces
+from trellis.export.hidden import cut_between
+from trellis.export.holes import fill_small_holes
+from trellis.export.solid import is_watertight, make_watertight, voxel_solid
+from trellis.export.surface import Surface, surface_of
 from trellis.export.topology import EdgeTable, boundary_loops, flips_to_agree, pieces
+from trellis.export.views import surround
+from trellis.export.visibility import count_sightings
 
 QUICK = CleanOptions(num_views=12, resolution=192)
 
@@ -108,3 +113,50 @@ def test_edges_see_pieces_borders_and_disagreements():
     edges = EdgeTable.build(faces)
     assert not edges.flipped.any()
     assert sum(len(loop) for loop in boundary_loops(edges)) == len(edges.boundary) > 0
+
+
+def hourglass(waist: float = 0.1) -> trimesh.Trimesh:
+    """A surface of revolution about z, narrow at z = 0."""
+    z = np.linspace(-0.4, 0.4, 41)
+    profile = np.stack([waist + 0.5 * z**2 / 0.16 * 0.4, z], axis=1)
+    return trimesh.creation.revolve(profile, sections=48)
+
+
+def test_the_cut_runs_through_the_waist():
+    shape = surface_of(mesh_of(hourglass().vertices, hourglass().faces))
+    height = shape.corner_positions().mean(axis=1)[:, 2]
+    inner = cut_between(shape, EdgeTable.build(shape.faces), height > 0.3, height < -0.3)
+    border = np.abs(height[inner].max()), np.abs(height[~inner].min())
+    assert max(border) < 0.03
+    assert inner[height < -0.05].all() and not inner[height > 0.05].any()
+
+
+def test_every_outer_face_is_seen_and_no_inner_one():
+    outer, wall = sphere(0.4, 6), sphere(0.39, 6, inward=True)  # faces far smaller than a pixel
+    together = trimesh.util.concatenate([outer, wall])
+    shape = surface_of(mesh_of(together.vertices, together.faces))
+    sightings = count_sightings(shape, surround(shape, 24, 128))
+    half = len(outer.faces)
+    assert (sightings.front[:half] > 0).mean() > 0.999
+    assert sightings.fraction[half:].max() == 0 and sightings.back.max() == 0
+    assert 0.25 < sightings.fraction[:half].mean() < 0.5
+
+
+def test_a_holed_self_touching_sheet_becomes_a_solid():
+    ball = sphere(0.4, 3)
+    rng = np.random.default_rng(0)
+    torn = ball.faces[rng.random(len(ball.faces)) > 0.1]
+    fins = np.array([[f[0], f[1], (f[2] + 40) % len(ball.vertices)] for f in torn[::60]])
+    closed = make_watertight(surface_of(mesh_of(ball.vertices, np.concatenate([torn, fins]))))
+    assert is_watertight(closed) and solid(closed).is_watertight
+    assert solid(closed).volume == pytest.approx(ball.volume, rel=0.1)
+    printable = CleanOptions(num_views=12, resolution=192, watertight=True)
+    assert is_watertight(clean(surface_of(mesh_of(ball.vertices, torn)), printable))
+
+
+def test_a_voxel_solid_keeps_shape_and_size():
+    box = trimesh.creation.box((0.8, 0.4, 0.2)).subdivide_to_size(0.05)
+    made = voxel_solid(Surface(box.vertices.astype(np.float32), box.faces.astype(np.int32)), 64)
+    assert is_watertight(made)
+    assert solid(made).volume == pytest.approx(box.volume, rel=0.12)
+    assert np.allclose(solid(made).extents, box.extents, atol=1.5 * 0.8 / 64)

@@ -8,6 +8,7 @@ import trimesh
 from shapes import mesh_of, patch_cube, sphere
 
 from trellis.errors import InputError
+from trellis.export.distance import point_triangle_distances, surface_distance
 from trellis.export.simplify import simplify
 from trellis.export.surface import surface_of
 from trellis.export.unwrap import taubin_smooth, unwrap
@@ -35,13 +36,31 @@ def test_ratio_is_the_fraction_removed_and_small_meshes_are_left_alone():
     assert len(simplify(surface(trimesh.creation.box()), 0.95).faces) == 12
 
 
+def test_a_target_is_met_and_the_shape_kept():
+    ball = surface(sphere(0.4, 5))
+    low = simplify(ball, target_faces=2000)
+    assert len(low.faces) == pytest.approx(2000, rel=0.02)
+    apart = surface_distance(ball, low)
+    assert apart.mean < apart.hausdorff < 0.004
+    assert surface_distance(ball, surface(sphere(0.42, 5))).hausdorff == pytest.approx(0.02, rel=0.05)
+
+
+def test_distance_to_a_triangle_is_that_of_its_nearest_point():
+    triangle = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0]], dtype=float)
+    points = np.array([[0.2, 0.2, 0.5], [2, 0, 0], [-3, -4, 0], [1, 1, 0], [0.5, -1, 0]], dtype=float)
+    expected = [0.5, 1, 5, 0.5**0.5, 1]
+    assert np.allclose(point_triangle_distances(points, np.tile(triangle, (5, 1, 1))), expected)
+
+
 def test_colour_seams_do_not_open_cracks():
     low = simplify(surface_of(patch_cube(24)), 0.8)
     assert trimesh.Trimesh(low.vertices, low.faces, process=False).is_watertight
     assert len(low.faces) < 24 * 24 * 12 * 0.25
 
 
-@pytest.mark.parametrize("arguments", [{"ratio": 1.0}, {"ratio": -0.1}, {"ratio": 0.5, "max_faces": 3}])
+@pytest.mark.parametrize(
+    "arguments", [{"ratio": 1.0}, {"ratio": -0.1}, {"ratio": 0.5, "max_faces": 3}, {"target_faces": 2}]
+)
 def test_numbers_out_of_range_are_refused(arguments):
     with pytest.raises(InputError):
         simplify(surface(sphere(0.4, 2)), **arguments)

@@ -11,9 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from trellis.errors import InputError
+from trellis.export.hidden import behind_necks, cut_between
+from trellis.export.holes import fill_small_holes
+from trellis.export.solid import make_watertight
 from trellis.export.surface import Surface
-from trellis.export.topology import EdgeTable, boundary_loops, flips_to_agree, pieces, position_ids, row_ids
-from trellis.export.views import count_sightings, surround
+from trellis.export.topology import EdgeTable, flips_to_agree, pieces, position_ids, row_ids
+from trellis.export.views import surround
+from trellis.export.visibility import count_sightings
 
 
 @dataclass(frozen=True)
@@ -24,19 +28,24 @@ class CleanOptions:
         num_views: cameras around the object.
         resolution: side of their images in pixels. A face is found once it covers a pixel centre in any view.
         crevice_rings: faces this many neighbours away from a seen one count as seen, so that crevices survive.
+        outer_fraction: a face that this part of the views sees is outside for certain; the minimum cut decides about
+            those seen by fewer.
         min_seen_fraction: a separate piece of which less than this part of the area is seen is inner wall.
         speck_size: a separate piece smaller than this part of the whole (bounding-box diagonals) is dropped.
         fill_holes: whether to close holes at all.
         max_hole_area: the largest hole to close: area of its lid, object units squared.
+        watertight: close everything, for printing; see `solid.make_watertight`.
     """
 
     num_views: int = 48
     resolution: int = 512
-    crevice_rings: int = 3
+    crevice_rings: int = 2
+    outer_fraction: float = 0.1
     min_seen_fraction: float = 0.05
     speck_size: float = 0.03
     fill_holes: bool = True
     max_hole_area: float = 0.04
+    watertight: bool = False
 
 
 def clean(surface: Surface, options: CleanOptions | None = None) -> Surface:
@@ -49,7 +58,9 @@ def clean(surface: Surface, options: CleanOptions | None = None) -> Surface:
     surface = drop_broken_faces(surface)
     surface = drop_specks(surface, options.speck_size)
     surface = drop_hidden(surface, options)
-    return fill_small_holes(surface, options.max_hole_area) if options.fill_holes else surface
+    if options.fill_holes:
+        surface = fill_small_holes(surface, options.max_hole_area)
+    return make_watertight(surface) if options.watertight else surface
 
 
 def drop_broken_faces(surface: Surface) -> Surface:
@@ -91,84 +102,30 @@ def drop_specks(surface: Surface, speck_size: float) -> Surface:
 def drop_hidden(surface: Surface, options: CleanOptions) -> Surface:
     """Without what no camera around the object sees; pieces turned so that their front is what is seen.
 
-    Separate pieces go as a whole when hardly any of them is visible. Within a visible piece, a hidden patch goes if
-    the lids over its rims are small against the patch itself: a wall reached through a narrow neck goes, while the
-    bottom of a crevice, hardly larger than its opening, stays. This is a cheap stand-in for a minimum cut.
+    Separate pieces go as a whole when hardly any of them is visible. Within a visible piece the faces that are seen
+    often are divided from those that are never seen by a minimum cut (`hidden.cut_between`), and what lies behind the
+    cut goes if it is large against the lid that would close it (`hidden.behind_necks`).
     """
     edges = _edges(surface)
     flip = flips_to_agree(edges)
     surface = Surface(surface.vertices, _reversed_where(flip, surface.faces), surface.colors)
-    front, back = count_sightings(surface, surround(surface, options.num_views, options.resolution))
+    sightings = count_sightings(surface, surround(surface, options.num_views, options.resolution))
     number, labels = pieces(edges)
     areas = surface.face_areas()
-    seen = front + back > 0
+    fraction = sightings.fraction
+    seen = edges.grow(fraction > 0, options.crevice_rings)
 
     piece_area = np.bincount(labels, areas, number)
-    visible = np.bincount(labels, np.where(seen, areas, 0), number) >= options.min_seen_fraction * piece_area
+    visible = np.bincount(labels, np.where(fraction > 0, areas, 0), number) >= options.min_seen_fraction * piece_area
     if not visible.any():  # everything is thinner than a pixel; judging visibility would delete it all
         return surface
 
     # Sheets are seen from both sides alike, so a piece is only turned on clear evidence.
-    turned = np.bincount(labels, back, number) > 2 * np.bincount(labels, front, number)
-    faces = _reversed_where(turned[labels], surface.faces)
-    keep = visible[labels] & ~_behind_necks(surface, edges, edges.grow(seen, options.crevice_rings), areas)
-    return surface.with_faces(faces[keep])
-
-
-def fill_small_holes(surface: Surface, max_area: float) -> Surface:
-    """With boundary loops closed by a fan around their centroid, where the fan's area is at most `max_area`."""
-    ids = position_ids(surface.vertices)
-    representative = np.unique(ids, return_index=True)[1]
-    vertices, faces, colors = [surface.vertices], [surface.faces], [surface.colors]
-    count = len(surface.vertices)
-    for loop in boundary_loops(EdgeTable.build(ids[surface.faces])):
-        ring = representative[loop].astype(np.int32)
-        points = surface.vertices[ring].astype(np.float64)
-        spokes = points - points.mean(axis=0)
-        if 0.5 * np.linalg.norm(np.cross(spokes, np.roll(spokes, -1, axis=0)), axis=1).sum() > max_area:
-            continue
-        following = np.roll(ring, -1)
-        if len(ring) == 3:
-            faces.append(ring[None, ::-1])
-            continue
-        # The hole lies on the other side of its boundary edges, hence the reversed direction.
-        faces.append(np.stack([following, ring, np.full_like(ring, count)], axis=1))
-        vertices.append(points.mean(axis=0, keepdims=True).astype(np.float32))
-        if surface.colors is not None:
-            colors.append(surface.colors[ring].mean(axis=0, keepdims=True))
-        count += 1
-    return Surface(
-        np.concatenate(vertices),
-        np.concatenate(faces),
-        None if surface.colors is None else np.concatenate(colors),
-    )
-
-
-def _behind_necks(surface: Surface, edges: EdgeTable, seen: np.ndarray, areas: np.ndarray) -> np.ndarray:
-    """[F] bool: hidden patches whose rims could be closed with less than half of the patch's area."""
-    if seen.all():
-        return np.zeros_like(seen)
-    number, labels = pieces(edges, among=~seen)
-    patch_area = np.bincount(labels, areas, number)
-    # Rims: edges between a hidden face and a seen one.
-    a, b = edges.pairs[seen[edges.pairs[:, 0]] != seen[edges.pairs[:, 1]]].T
-    hidden = np.where(seen[a], b, a)
-    rim = np.bincount(labels[hidden], _shared_edge_lengths(surface, a, b), number)
-    return ~seen & (_circle_area(rim) < 0.5 * patch_area)[labels]
-
-
-def _shared_edge_lengths(surface: Surface, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """[P] lengths of the edges between faces a [P] and b [P]."""
-    ids = position_ids(surface.vertices)[surface.faces]
-    shared = (ids[a][:, :, None] == ids[b][:, None, :]).any(axis=2)
-    shared[shared.all(axis=1), 2] = False  # a face folded onto another one; any of its edges will do
-    corners = surface.corner_positions()[a][shared].reshape(-1, 2, 3)
-    return np.linalg.norm(corners[:, 0] - corners[:, 1], axis=1)
-
-
-def _circle_area(perimeter: np.ndarray) -> np.ndarray:
-    """The largest area that a closed curve of this length can enclose in the plane."""
-    return perimeter**2 / (4 * np.pi)
+    from_front, from_back = (np.bincount(labels, areas * side, number) for side in (sightings.front, sightings.back))
+    faces = _reversed_where((from_back > 2 * from_front)[labels], surface.faces)
+    outer = fraction >= min(options.outer_fraction, 0.5 * float(fraction.max()))
+    inner = cut_between(surface, edges, outer, ~seen & visible[labels])
+    return surface.with_faces(faces[visible[labels] & ~behind_necks(surface, edges, inner, areas)])
 
 
 def _reversed_where(flip: np.ndarray, faces: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ from trellis.export.clean import CleanOptions, clean
 from trellis.export.gltf import TexturedMesh
 from trellis.export.refine import refine_texture
 from trellis.export.simplify import simplify as simplify_surface
+from trellis.export.solid import make_watertight
 from trellis.export.surface import Surface, surface_of
 from trellis.export.texels import paint, texels_of
 from trellis.export.unwrap import Atlas, UnwrapOptions, unwrap
@@ -33,6 +34,7 @@ class ExportOptions:
     Attributes:
         max_faces: bound on the exported triangles whatever the ratio; unwrapping time grows faster than this number.
             None lifts it.
+        target_faces: number of triangles to aim at instead of a fraction; None lets the fraction decide.
         num_views: pictures to bake from.
         view_resolution: their side in pixels.
         refine_steps: optimiser steps after baking, some tens of milliseconds each; 0 for none.
@@ -41,6 +43,7 @@ class ExportOptions:
     """
 
     max_faces: int | None = 10_000
+    target_faces: int | None = None
     num_views: int = 48
     view_resolution: int = 512
     refine_steps: int = 0
@@ -89,7 +92,9 @@ def export_mesh(
     report("clean", 1, 1)
 
     report("simplify", 0, 1)
-    low = simplify_surface(dense, simplify, options.max_faces)
+    low = simplify_surface(dense, simplify, options.max_faces, options.target_faces)
+    if options.clean.watertight:  # collapsing edges may pinch a closed surface
+        low = make_watertight(low)
     report("simplify", 1, 1)
 
     report("unwrap", 0, 1)

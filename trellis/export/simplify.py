@@ -16,23 +16,27 @@ _AGGRESSIVENESS = (7.0, 9.0, 11.0)
 _lock = threading.Lock()  # the package keeps its mesh in global variables
 
 
-def simplify(surface: Surface, ratio: float = 0.95, max_faces: int | None = None) -> Surface:
+def simplify(
+    surface: Surface, ratio: float = 0.95, max_faces: int | None = None, target_faces: int | None = None
+) -> Surface:
     """Geometry with fewer triangles; vertices at the same place are joined and colours are dropped.
 
     Args:
         surface: finite and without degenerate faces.
         ratio: fraction of the faces to remove, in [0, 1). Meshes are not reduced below `MIN_FACES` by it.
         max_faces: upper bound on the number of faces afterwards, at least 4; None for no bound.
+        target_faces: number of faces to aim at, at least 4, in place of the ratio; None for the ratio.
 
     Raises:
         InputError: a number out of its range.
     """
     if not 0 <= ratio < 1:
         raise InputError(f"The simplification must be a fraction of the faces from 0 to below 1, but is {ratio}.")
-    if max_faces is not None and max_faces < 4:
-        raise InputError(f"A solid has at least 4 faces, but the bound is {max_faces}.")
+    for bound in (max_faces, target_faces):
+        if bound is not None and bound < 4:
+            raise InputError(f"A solid has at least 4 faces, but the bound is {bound}.")
     welded = weld(surface)
-    target = max(round(len(welded.faces) * (1 - ratio)), MIN_FACES)
+    target = target_faces or max(round(len(welded.faces) * (1 - ratio)), MIN_FACES)
     if max_faces is not None:
         target = min(target, max_faces)
     if target >= len(welded.faces):

@@ -1,4 +1,4 @@
-"""The ring of cameras that export looks from, and what they see: faces, or colours from either representation."""
+"""The ring of cameras that export looks from, and what they see: colours from either representation."""
 
 from __future__ import annotations
 
@@ -86,22 +86,6 @@ class Looker:
         """Vertex attributes [V, C] as an image [H, W, C], 0 where empty."""
         with torch.no_grad():
             return mesh_raster.interpolate(torch.from_numpy(attributes), hit.screen, self._faces, hit.raster).numpy()
-
-
-def count_sightings(surface: Surface, cameras: Cameras) -> tuple[np.ndarray, np.ndarray]:
-    """In how many pixels each face is seen from its front and from its back, two [F] int64 arrays."""
-    looker = Looker(surface)
-    corner, normal = surface.vertices[surface.faces[:, 0]], surface.face_vectors()
-    centers = cameras.centers.numpy()
-    front = np.zeros(len(surface.faces), dtype=np.int64)
-    back = np.zeros_like(front)
-    for k in range(len(cameras)):
-        ids = looker.look(cameras, k).face_ids
-        seen = np.bincount(ids[ids >= 0], minlength=len(front))
-        facing = np.einsum("fk,fk->f", normal, centers[k] - corner) > 0
-        front += np.where(facing, seen, 0)
-        back += np.where(facing, 0, seen)
-    return front, back
 
 
 def gaussian_views(gaussian: Gaussian, cameras: Cameras) -> Iterator[View]:
