@@ -1,8 +1,8 @@
 """Eight-bit storage of weights, so that a checkpoint can ship with the code.
 
-A quantised tensor `key` is stored as int8 with a float32 scale per row under `key:scale`. Networks never see it: weights
-are float32 again as soon as they are read, so only the download is smaller. Rows of one matrix differ in size by orders
-of magnitude, hence a scale for each (symmetric per-channel weights; Jacob et al. 2018, arXiv:1712.05877).
+A quantised tensor `key` is stored as int8 with a float32 scale per row under `key:scale`. Networks never see it:
+weights are float32 again as soon as they are read, so only the download is smaller. Rows of one matrix differ in size
+by orders of magnitude, hence a scale for each (symmetric per-channel weights; Jacob et al. 2018, arXiv:1712.05877).
 """
 
 from __future__ import annotations
