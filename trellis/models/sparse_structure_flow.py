@@ -8,14 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..modules.attention import CondCache, Condition, condition_elements, precompute_condition
+from ..modules.attention import CondCache, Condition, condition_elements
 from ..modules.embedding import AbsolutePositionEmbedder, TimestepEmbedder
-from ..modules.precision import MixedPrecisionModel
 from ..modules.spatial import patchify, unpatchify
-from ..modules.transformer import ModulatedTransformerCrossBlock, init_linear_layers, make_modulation, zero_init
+from ..modules.transformer import ModulatedTransformerCrossBlock, make_modulation
+from .flow_base import FlowTransformer
 
 
-class SparseStructureFlowModel(MixedPrecisionModel):
+class SparseStructureFlowModel(FlowTransformer):
     """Predicts the velocity of the structure latent.
 
     A diffusion transformer (Peebles and Xie 2023, arXiv:2212.09748) of a rectified flow (Liu et al. 2022,
@@ -95,29 +95,13 @@ class SparseStructureFlowModel(MixedPrecisionModel):
         )
         self.out_layer = nn.Linear(model_channels, out_channels * patch_size**3)
 
-        self._initialize_weights()
+        self.initialize_weights()
         if use_fp16:
             self.convert_to_fp16()
 
     def torso(self) -> list[nn.Module]:
         """The transformer blocks."""
         return [self.blocks]
-
-    def _initialize_weights(self) -> None:
-        init_linear_layers(self)
-        nn.init.normal_(self.t_embedder.mlp[0].weight, std=0.02)
-        nn.init.normal_(self.t_embedder.mlp[2].weight, std=0.02)
-        for owner in [self] if self.share_mod else self.blocks:
-            zero_init(owner.adaLN_modulation[1])
-        zero_init(self.out_layer)
-
-    def precompute_condition(self, cond: Condition) -> CondCache:
-        """Everything the blocks need of a condition, computed once; `forward` takes it in place of `cond`.
-
-        Args:
-            cond: tokens `[B, L, cond_channels]`, `ZeroCondition(B)`, or a list of these.
-        """
-        return precompute_condition([block.cross_attn for block in self.blocks], cond, self.dtype)
 
     def forward(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """Velocity at `x`.

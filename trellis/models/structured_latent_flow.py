@@ -8,15 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..modules.attention import CondCache, Condition, condition_elements, precompute_condition
+from ..modules.attention import CondCache, Condition, condition_elements
 from ..modules.embedding import AbsolutePositionEmbedder, TimestepEmbedder
-from ..modules.precision import MixedPrecisionModel
 from ..modules.sparse import SparseTensor
 from ..modules.sparse.transformer import ModulatedSparseTransformerCrossBlock, SparseResBlock3d
-from ..modules.transformer import init_linear_layers, make_modulation, zero_init
+from ..modules.transformer import make_modulation
+from .flow_base import FlowTransformer
 
 
-class SLatFlowModel(MixedPrecisionModel):
+class SLatFlowModel(FlowTransformer):
     """Predicts the velocity of a rectified flow on the features of active voxels (TRELLIS, arXiv:2412.01506).
 
     Convolutional blocks reduce the grid by `patch_size`, transformer blocks run on the coarse grid, and mirrored
@@ -108,29 +108,13 @@ class SLatFlowModel(MixedPrecisionModel):
             )
         self.out_layer = nn.Linear(widths[0], out_channels)
 
-        self._initialize_weights()
+        self.initialize_weights()
         if use_fp16:
             self.convert_to_fp16()
 
     def torso(self) -> list[nn.Module]:
         """Everything between the input and the output layer, without the time embedding."""
         return [self.input_blocks, self.blocks, self.out_blocks]
-
-    def _initialize_weights(self) -> None:
-        init_linear_layers(self)
-        nn.init.normal_(self.t_embedder.mlp[0].weight, std=0.02)
-        nn.init.normal_(self.t_embedder.mlp[2].weight, std=0.02)
-        for owner in [self] if self.share_mod else self.blocks:
-            zero_init(owner.adaLN_modulation[1])
-        zero_init(self.out_layer)
-
-    def precompute_condition(self, cond: Condition) -> CondCache:
-        """Everything the blocks need of a condition, computed once; `forward` takes it in place of `cond`.
-
-        Args:
-            cond: tokens ``[B, M, cond_channels]``, `ZeroCondition(B)`, or a list of these, one for each view.
-        """
-        return precompute_condition([block.cross_attn for block in self.blocks], cond, self.dtype)
 
     def _contexts(self, cond: Condition) -> Sequence[Sequence]:
         """Contexts as [block][view]."""

@@ -10,13 +10,12 @@ import torch.nn.functional as F
 from PIL import Image
 
 from trellis.errors import InputError
+from trellis.modules.tables import imagenet_statistics
 from trellis.pipelines.background import Segmenter, segmenter
 from trellis.pipelines.image_files import MAX_VIEWS, OPAQUE, check_views, open_image
 
 __all__ = ["MAX_VIEWS", "check_views", "cut_out", "encode_image", "open_image", "preprocess_image", "views_to_tensor"]
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 _SEGMENT_SIDE = 1024  # pixels; longer photographs are shrunk before the background is removed
 _MARGIN = 1.1  # side of the crop over the longer side of the object's box
 
@@ -105,8 +104,7 @@ def views_to_tensor(images: Sequence[Image.Image], resolution: int) -> torch.Ten
 
 def normalise(views: torch.Tensor) -> torch.Tensor:
     """Subtract ImageNet's mean colour and divide by its deviation; views [n, 3, H, W] in [0, 1]."""
-    mean = views.new_tensor(IMAGENET_MEAN)[:, None, None]
-    std = views.new_tensor(IMAGENET_STD)[:, None, None]
+    mean, std = imagenet_statistics(views.device)
     return (views - mean) / std
 
 

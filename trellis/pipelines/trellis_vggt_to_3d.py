@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from trellis.errors import InputError
+from trellis.models.sparse_structure_vae import occupied_coords
 from trellis.modules.attention import ZeroCondition, stack_conditions
 from trellis.modules.sparse import SparseTensor
 from trellis.pipelines.background import Segmenter
@@ -236,8 +237,7 @@ class TrellisVGGTTo3DPipeline:
         for step in self.sparse_structure_sampler.iterate(flow, latent, lambda _: guidance, params):
             latent = step.x
             report(step.index + 1)
-        occupied = decoder(latent) > 0  # [1, 1, R, R, R]
-        coords = torch.argwhere(occupied)[:, [0, 2, 3, 4]].int()
+        coords = occupied_coords(decoder(latent))
         if len(coords) == 0:
             raise InputError(
                 "No object came out of these views: check that each shows the whole object, cut out of its background, "
