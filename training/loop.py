@@ -34,6 +34,7 @@ def parser(description: str, minutes: float, learning_rate: float) -> argparse.A
     p.add_argument("--init", type=Path, help="folder of checkpoints whose exported weights to start from")
     p.add_argument("--compile", action="store_true", help="torch.compile the transformer blocks")
     p.add_argument("--tiny", action="store_true", help="shrunken networks and data, for a test on a CPU")
+    p.add_argument("--batch-scale", type=float, help="multiply every batch size, for smaller or larger devices")
     p.add_argument("--objects", type=int, help="use only the first so many objects")
     return p
 
@@ -61,7 +62,7 @@ class Run:
 
     def batch(self, full: int) -> int:
         """A batch size, shrunken with the run."""
-        return max(2, int(full * self.sizes.batch_scale))
+        return max(2, int(full * (self.args.batch_scale or self.sizes.batch_scale)))
 
     def autocast(self) -> torch.autocast:
         """bfloat16 on a GPU, nothing on a CPU."""

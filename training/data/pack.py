@@ -39,20 +39,20 @@ class PackedMesh:
     smooth: bool
 
 
-def encode_texture(image: Image.Image, recode_above: int = RECODE_ABOVE_BYTES) -> bytes:
-    """Encode a texture as PNG when that is small (palettes), else as JPEG with sides of at most `TEXTURE_SIDE`."""
+def encode_texture(image: Image.Image, side: int = TEXTURE_SIDE) -> bytes:
+    """Encode a texture as PNG when that is small (palettes), else as JPEG with sides of at most `side`."""
     image = image.convert("RGB")
     png = io.BytesIO()
     image.save(png, "PNG", optimize=True)
-    if png.tell() <= recode_above:
+    if png.tell() <= RECODE_ABOVE_BYTES:
         return png.getvalue()
-    image.thumbnail((TEXTURE_SIDE, TEXTURE_SIDE), Image.Resampling.BOX)
+    image.thumbnail((side, side), Image.Resampling.BOX)
     jpeg = io.BytesIO()
     image.save(jpeg, "JPEG", quality=90)
     return jpeg.getvalue()
 
 
-def load_glb(path: Path, smooth: bool) -> PackedMesh:
+def load_glb(path: Path, smooth: bool, texture_side: int = TEXTURE_SIDE) -> PackedMesh:
     """Read one object; glTF (x, y, z) becomes the object frame (x, -z, y)."""
     mesh = trimesh.load(path, process=False, force="mesh")
     x, y, z = np.asarray(mesh.vertices, dtype=np.float64).T
@@ -61,7 +61,7 @@ def load_glb(path: Path, smooth: bool) -> PackedMesh:
         vertices=np.stack([x, -z, y], axis=1),
         uvs=np.clip(np.asarray(mesh.visual.uv), 0.0, 1.0),
         faces=np.asarray(mesh.faces),
-        texture=encode_texture(mesh.visual.material.baseColorTexture),
+        texture=encode_texture(mesh.visual.material.baseColorTexture, texture_side),
         smooth=smooth,
     )
 
@@ -93,6 +93,7 @@ def main() -> None:
     parser.add_argument("--only", type=Path, help="CSV whose column `id` names the only objects to take")
     parser.add_argument("--role", help="with --only: take just the rows whose column `role` has this value")
     parser.add_argument("--procedural", type=int, default=0, help="number of procedural solids to add")
+    parser.add_argument("--texture-side", type=int, default=TEXTURE_SIDE, help="longest side of a photographic texture")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
@@ -101,7 +102,7 @@ def main() -> None:
     if args.only:
         wanted = {r["id"] for r in csv.DictReader(args.only.open()) if not args.role or r["role"] == args.role}
         rows = [row for row in rows if row["id"] in wanted]
-    meshes = [load_glb(args.objects / row["file"], smooth=row["kind"] == "scan") for row in rows]
+    meshes = [load_glb(args.objects / row["file"], row["kind"] == "scan", args.texture_side) for row in rows]
     rng = np.random.default_rng(args.seed)
     for index in range(args.procedural):
         vertices, uvs, faces, texture, smooth = random_solid(rng)
