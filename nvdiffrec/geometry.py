@@ -115,7 +115,9 @@ class SmoothnessTerms:
         degree = np.maximum(matrix.diagonal(), 1)
         index = torch.from_numpy(np.stack([matrix.row, matrix.col]).astype(np.int64))
         values = torch.from_numpy((matrix.data / degree[matrix.row]).astype(np.float32))
-        self._laplacian = torch.sparse_coo_tensor(index, values, matrix.shape).coalesce().to_sparse_csr()
+        self._laplacian = torch.sparse_coo_tensor(
+            index, values, matrix.shape, check_invariants=False
+        ).coalesce()
         self.edge_length = float((vertices[edges[:, 0]] - vertices[edges[:, 1]]).norm(dim=1).mean())
         self._rest = (self._laplacian @ vertices.detach()).detach()
 
