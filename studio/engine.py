@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,8 +28,19 @@ class Engine:
     """One loaded pipeline, the name of its checkpoint, and the settings that checkpoint recommends."""
 
     pipeline: TrellisVGGTTo3DPipeline
-    checkpoint: str
+    checkpoint: str | None
     defaults: ReconstructSettings
+
+    @cached_property
+    def environment(self) -> str:
+        """A hash of networks, code, libraries and machine: what, beside a job, decides every bit of its outcome."""
+        import torch
+
+        from studio.fingerprint import environment_key
+        from studio.report import weight_hashes
+
+        hashes = {name: entry["sha256"] for name, entry in weight_hashes(self.pipeline.report).items()}
+        return environment_key(hashes, self.pipeline.device.type, torch.get_num_threads())
 
 
 def chosen_checkpoint(checkpoint: str | None = None) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from trellis.errors import InputError
-from trellis.pipelines.image_files import MAX_VIEWS, open_image
+from trellis.pipelines.image_files import MAX_VIEWS, OPAQUE, open_image
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
@@ -31,14 +31,22 @@ class View:
     Attributes:
         name: what to call it in a message.
         source: a file, or an image opened already.
+        mask: a file whose bright pixels mark the object, or None.
+        prepared: it is cut out, centred and of the networks' resolution already, as in a finished run's views folder.
     """
 
     name: str
     source: Path | Image.Image
+    mask: Path | None = None
+    prepared: bool = False
 
     def open(self) -> Image.Image:
-        """The picture: upright, 8 bits a channel, RGBA if it has transparency. InputError if it cannot be used."""
-        return self.source if isinstance(self.source, Image.Image) else open_image(self.source)
+        """The picture, upright, 8 bits a channel, RGBA if it has transparency or a mask.
+
+        Raises InputError if it cannot be used.
+        """
+        image = self.source if isinstance(self.source, Image.Image) else open_image(self.source)
+        return image if self.mask is None else with_mask(image, self.mask)
 
 
 def as_views(sources: Iterable[str | PathLike | Image.Image | View] | str | PathLike | None) -> list[View]:
@@ -70,6 +78,34 @@ def check_views(views: Iterable[View]) -> tuple[list[View], list[str]]:
     return good, sentences
 
 
+def with_mask(image: Image.Image, file: Path) -> Image.Image:
+    """The image as RGBA, its alpha read from a mask file: the file's own alpha if it has one, else its brightness.
+
+    Raises InputError if the mask cannot be read, has another shape, or marks nothing.
+    """
+    mask = open_image(file)
+    mask = mask.getchannel("A") if mask.mode == "RGBA" else mask.convert("L")
+    (width, height), (mask_width, mask_height) = image.size, mask.size
+    if abs(width / height - mask_width / mask_height) > 0.02 * width / height:
+        raise InputError(f"The mask '{file.name}' is {mask_width} x {mask_height}, but its photo {width} x {height}.")
+    mask = mask.resize(image.size)
+    if mask.getextrema()[1] <= OPAQUE:
+        raise InputError(f"The mask '{file.name}' marks nothing: the object must be white in it.")
+    image = image.convert("RGB")
+    image.putalpha(mask)
+    return image
+
+
+def mask_beside(photo: Path) -> Path | None:
+    """The mask file of a photo: chair_mask.png, chair.mask.png or masks/chair.png for chair.jpg."""
+    places = (f"{photo.stem}_mask.png", f"{photo.stem}.mask.png", f"masks/{photo.stem}.png")
+    return next((file for place in places if (file := photo.parent / place).is_file()), None)
+
+
+def _is_mask(file: Path) -> bool:
+    return file.stem.lower().endswith(("_mask", ".mask"))
+
+
 def _view(item: str | PathLike | Image.Image | View, number: int) -> View:
     if isinstance(item, View):
         return item
@@ -78,14 +114,14 @@ def _view(item: str | PathLike | Image.Image | View, number: int) -> View:
     path = Path(item)
     if path.is_dir():
         raise InputError(f"'{path.name}' is a folder; give either image files or one folder alone.")
-    return View(path.name, path)
+    return View(path.name, path, mask_beside(path))
 
 
 def _images_in(folder: Path) -> list[Path]:
     files = [
         file
         for file in folder.iterdir()
-        if file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and file.is_file()
+        if file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and not _is_mask(file) and file.is_file()
     ]
     if not files:
         raise InputError(f"The folder '{folder.name}' holds no images ({', '.join(s[1:] for s in SUFFIXES)}).")

@@ -18,10 +18,12 @@ import psutil
 import torch
 
 from studio import __version__
+from studio.engine import Engine
+from studio.events import VIEWS
+from studio.fingerprint import code_version
 from studio.settings import ReconstructSettings
 from studio.stages import PreparedView
 from trellis.pipelines.checkpoints import LoadReport
-from trellis.pipelines.trellis_vggt_to_3d import TrellisVGGTTo3DPipeline
 
 PACKAGES = (
     "torch", "numpy", "scipy", "numba", "opencv-python-headless", "trimesh", "xatlas", "fast-simplification",
@@ -42,6 +44,7 @@ BACKGROUND_REMOVAL = {
     "alpha": ("the image's own alpha channel", None),
     "rembg": ("rembg, U2-Net", "MIT; weights Apache-2.0"),
     "grabcut": ("OpenCV GrabCut", "Apache-2.0"),
+    "earlier run": ("taken from an earlier run's prepared views", None),
 }
 
 _SAMPLE_SECONDS = 0.1
@@ -58,67 +61,100 @@ class PeakMemory(AbstractContextManager):
         self._device = device
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True, name="memory watch")
+        self._process = psutil.Process()
+        self._stage_rss = 0
         self.rss = 0
-        self.vram: int | None = None
+        self.vram: int | None = 0 if device.type == "cuda" else None
 
     def __enter__(self) -> PeakMemory:
-        if self._device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self._device)
         self._thread.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._done.set()
         self._thread.join()
-        self.read()
+        self._read()
 
-    def read(self) -> None:
-        """Bring `rss` and `vram` up to date."""
-        self.rss = max(self.rss, psutil.Process().memory_info().rss)
+    def begin(self) -> None:
+        """A stage begins."""
+        self._stage_rss = 0
         if self._device.type == "cuda":
-            self.vram = torch.cuda.max_memory_allocated(self._device)
+            torch.cuda.reset_peak_memory_stats(self._device)
+
+    def end(self) -> dict[str, int | None]:
+        """The peaks since `begin`."""
+        self._read()
+        vram = torch.cuda.max_memory_allocated(self._device) if self._device.type == "cuda" else None
+        if vram is not None:
+            self.vram = max(self.vram or 0, vram)
+        return {"rss": self._stage_rss, "vram": vram}
+
+    def _read(self) -> None:
+        now = self._process.memory_info().rss
+        self.rss, self._stage_rss = max(self.rss, now), max(self._stage_rss, now)
 
     def _watch(self) -> None:
         while not self._done.wait(_SAMPLE_SECONDS):
-            self.read()
+            self._read()
 
 
 def run_record(
     *,
-    pipeline: TrellisVGGTTo3DPipeline,
-    checkpoint: str | None,
+    engine: Engine,
     settings: ReconstructSettings,
     views: Sequence[PreparedView],
-    view_files: Sequence[str],
-    files: Sequence[str],
+    files: Mapping[str, str],
     seconds: Mapping[str, float],
-    memory: PeakMemory,
+    cached: Sequence[str],
+    memory: Mapping[str, Any],
     counts: Mapping[str, int],
+    quality: Mapping[str, Any],
+    notes: Sequence[str],
 ) -> dict[str, Any]:
-    """The content of run.json."""
-    memory.read()
+    """The content of run.json.
+
+    Args:
+        files: SHA-256 of every other file, by its path in the folder; views come as views/000.png and so on.
+        seconds: of the stages that ran; `cached` names those that did not have to.
+        memory: predicted and measured peaks.
+        quality: agreement with the photographs, state of the mesh, coverage.
+        notes: what a person should know about the result.
+    """
+    pipeline = engine.pipeline
     return {
-        "format": 1,
+        "format": 2,
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "seed": settings.seed,
+        "seeds": {"structure": settings.seed_of_structure, "latent": settings.seed_of_latent},
         "settings": settings.model_dump(mode="json"),
-        "checkpoint": _public_name(checkpoint),
+        "checkpoint": _public_name(engine.checkpoint),
         "camera_frame": pipeline.camera_frame,
         "views": [
-            {"name": view.name, "file": file, "cut_out_by": view.cut_out_by}
-            for view, file in zip(views, view_files, strict=True)
+            {
+                "name": view.name,
+                "file": f"{VIEWS}/{number:03d}.png",
+                "cut_out_by": view.cut_out_by,
+                "notes": list(view.notes),
+            }
+            for number, view in enumerate(views)
         ],
-        "files": list(files),
+        "files": dict(files),
         "counts": dict(counts),
+        "quality": dict(quality),
+        "notes": list(notes),
         "weights": weight_hashes(pipeline.report),
         "load_report": load_report(pipeline.report),
         "device": _device(pipeline.device),
         "versions": versions(),
+        "code": code_version(),
         "backends": backends({view.cut_out_by for view in views}),
-        "seconds": {**{stage: round(value, 3) for stage, value in seconds.items()},
-                    "total": round(sum(seconds.values()), 3)},
-        "peak_memory_bytes": {"rss": memory.rss, "vram": memory.vram},
-    }  # fmt: skip
+        "seconds": {
+            **{stage: round(value, 3) for stage, value in seconds.items()},
+            "total": round(sum(seconds.values()), 3),
+        },
+        "cached": list(cached),
+        "peak_memory_bytes": dict(memory),
+    }
 
 
 def write_json(file: Path, content: Mapping[str, Any]) -> None:

@@ -97,6 +97,14 @@ class ReconstructSettings(_Settings):
     randomise_seed: bool = _field(
         "New seed every time", "Draws a seed for every reconstruction and records it in run.json.", default=False
     )
+    structure_seed: int | None = _field(
+        "Seed of the shape", "Guesses anew at the shape only; not given, it follows the seed.",
+        default=None, ge=0, le=MAX_SEED,
+    )  # fmt: skip
+    latent_seed: int | None = _field(
+        "Seed of the detail", "Guesses anew at colour and detail and keeps the shape; not given, it follows the seed.",
+        default=None, ge=0, le=MAX_SEED,
+    )  # fmt: skip
     structure: SamplerSettings = _STRUCTURE
     latent: SamplerSettings = _LATENT
     mode: Literal["multidiffusion", "stochastic"] = _field(
@@ -124,10 +132,38 @@ class ReconstructSettings(_Settings):
         le=2048,
         multiple_of=256,
     )
+    video_frames: int = _field(
+        "Turntable frames",
+        "Pictures of the turntable video, 15 a second; filming them takes a good part of the time.",
+        default=120,
+        ge=2,
+        le=240,
+    )
+    video_size: int = _field(
+        "Turntable size",
+        "Height of the turntable video; it is twice as wide.",
+        default=512,
+        unit="pixels",
+        ge=64,
+        le=1024,
+        multiple_of=64,
+    )
+
+    @property
+    def seed_of_structure(self) -> int:
+        """The seed that the structure is sampled with."""
+        return self.seed if self.structure_seed is None else self.structure_seed
+
+    @property
+    def seed_of_latent(self) -> int:
+        """The seed that the latent is sampled with."""
+        return self.seed if self.latent_seed is None else self.latent_seed
 
     def with_drawn_seed(self) -> ReconstructSettings:
-        """Itself, or a copy with a random seed if that was asked for."""
-        return self.model_copy(update={"seed": secrets.randbelow(MAX_SEED + 1)}) if self.randomise_seed else self
+        """Itself, or a copy with a random seed if that was asked for (and no further one to ask for)."""
+        if not self.randomise_seed:
+            return self
+        return self.model_copy(update={"seed": secrets.randbelow(MAX_SEED + 1), "randomise_seed": False})
 
 
 @dataclass(frozen=True)
@@ -160,7 +196,14 @@ class Setting:
 
     @property
     def type(self) -> Any:
-        return self.info.annotation
+        """Its type, without the None of an optional setting."""
+        given = [kind for kind in get_args(self.info.annotation) if kind is not type(None)]
+        return given[0] if self.optional else self.info.annotation
+
+    @property
+    def optional(self) -> bool:
+        """Whether it may be left open; None stands for that."""
+        return type(None) in get_args(self.info.annotation)
 
     @property
     def choices(self) -> tuple[str, ...]:
@@ -222,6 +265,23 @@ def make_settings(values: Mapping[str, Any], defaults: ReconstructSettings | Non
         for name in known[key].path[:-1]:
             node = node[name]
         node[known[key].path[-1]] = value
+    try:
+        return ReconstructSettings.model_validate(tree)
+    except ValidationError as error:
+        raise InputError(" ".join(_sentences(error))) from error
+
+
+def settings_from_json(value: Any, defaults: ReconstructSettings | None = None) -> ReconstructSettings:
+    """Settings from a JSON object shaped like the model, parts of which may be left out.
+
+    Raises InputError, one sentence per problem, whatever comes in.
+    """
+    if not isinstance(value, Mapping):
+        raise InputError(f"Settings must be an object of names and values, but a {type(value).__name__} came.")
+    tree = (defaults or ReconstructSettings()).model_dump()
+    for key, item in value.items():
+        nested = isinstance(tree.get(key), dict) and isinstance(item, Mapping)
+        tree[str(key)] = {**tree[key], **item} if nested else item
     try:
         return ReconstructSettings.model_validate(tree)
     except ValidationError as error:

@@ -1,18 +1,22 @@
 """The stages of a reconstruction, each a function from what it needs to what it makes.
 
-A stage calls `report(step, of)` before its first step and after every step; what that raises stops the stage there.
+A stage calls `report(step, of, preview)` before its first step and after every step, `preview` being a small JPEG or
+None; what the call raises stops the stage there. Inputs may lie on any device. Stages keep nothing between calls.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import torch
 from PIL import Image
 from torch import Tensor
 
+from studio import previews, quality
 from studio.inputs import BadViewsError, View
 from studio.settings import ReconstructSettings
 from trellis.errors import InputError
@@ -21,18 +25,23 @@ from trellis.export.gltf import TexturedMesh
 from trellis.export.pipeline import ExportOptions, bake_texture
 from trellis.export.simplify import simplify
 from trellis.export.surface import Surface, surface_of
-from trellis.export.unwrap import Atlas, unwrap
+from trellis.export.unwrap import unwrap
 from trellis.modules.sparse import SparseTensor
 from trellis.pipelines.background import rembg_available
 from trellis.pipelines.conditioning import Conditions
-from trellis.pipelines.image_preparation import has_usable_alpha
+from trellis.pipelines.image_preparation import cut_out, has_usable_alpha
 from trellis.pipelines.trellis_vggt_to_3d import TrellisVGGTTo3DPipeline
-from trellis.renderers.turntable import write_video
+from trellis.renderers.cameras import orbit
+from trellis.renderers.turntable import gaussian_frames, write_video
 from trellis.representations.gaussian import Gaussian
 from trellis.representations.mesh import MeshExtractResult
 from trellis.utils.render_utils import render_video
 
-Report = Callable[[int, int], None]
+
+class Report(Protocol):
+    """Takes a stage's progress; raises to stop it."""
+
+    def __call__(self, step: int, of: int, preview: bytes | None = None) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -50,24 +59,27 @@ STAGES = (
     Stage("structure", "Shape", "Working out the rough shape"),
     Stage("latent", "Detail", "Working out colour and detail"),
     Stage("decode", "Decode", "Turning the result into splats and a surface"),
-    Stage("mesh", "Mesh", "Cleaning, simplifying and unfolding the surface"),
-    Stage("bake", "Texture", "Painting the texture"),
+    Stage("mesh", "Mesh", "Cleaning and simplifying the surface"),
+    Stage("bake", "Texture", "Unfolding the surface and painting its texture"),
     Stage("video", "Video", "Filming the turntable"),
+    Stage("report", "Check", "Comparing the result with the photos"),
     Stage("write", "Files", "Writing the files"),
 )
 
-VIDEO_FRAMES = 120
-VIDEO_RESOLUTION = 512  # pixels
 VIDEO_BACKGROUND = (0.5, 0.5, 0.5)  # the grey that a picture of normals has where there is nothing
 
 
 @dataclass(frozen=True, eq=False)
 class PreparedView:
-    """image: RGBA, square, of the networks' resolution. cut_out_by: "alpha", "rembg" or "grabcut"."""
+    """image: RGBA, square, of the networks' resolution. cut_out_by: "alpha", "rembg", "grabcut" or "earlier run".
+
+    notes: what may be wrong with the photograph, see `studio.quality`.
+    """
 
     name: str
     image: Image.Image
     cut_out_by: str
+    notes: tuple[quality.Note, ...] = ()
 
 
 def prepare(views: Sequence[View], pipeline: TrellisVGGTTo3DPipeline, report: Report) -> list[PreparedView]:
@@ -81,19 +93,37 @@ def prepare(views: Sequence[View], pipeline: TrellisVGGTTo3DPipeline, report: Re
             sentences.append(str(error))  # names the file
         else:
             try:
-                method = "alpha" if has_usable_alpha(image) else "rembg" if rembg_available() else "grabcut"
-                prepared.append(PreparedView(view.name, pipeline.preprocess_image(image), method))
+                prepared.append(_prepared(view, image, pipeline))
             except InputError as error:
                 sentences.append(f"'{view.name}': {error}")
         report(number, len(views))
     if sentences:
         raise BadViewsError(sentences)
+    for index, note in quality.duplicates([view.image for view in prepared]).items():
+        prepared[index] = replace(prepared[index], notes=(*prepared[index].notes, note))
+    report(len(views), len(views), previews.contact_sheet([view.image for view in prepared]))
     return prepared
+
+
+def cut_out_method(image: Image.Image) -> str:
+    """How the object will be told from its background: the name that run.json gives it."""
+    return "alpha" if has_usable_alpha(image) else "rembg" if rembg_available() else "grabcut"
+
+
+def _prepared(view: View, image: Image.Image, pipeline: TrellisVGGTTo3DPipeline) -> PreparedView:
+    if view.prepared:
+        if image.size != (pipeline.image_resolution,) * 2:
+            raise InputError(f"A prepared view must have {pipeline.image_resolution} pixels a side, not {image.size}.")
+        return PreparedView(view.name, image, "earlier run")
+    method = cut_out_method(image)
+    image = cut_out(image)
+    return PreparedView(view.name, pipeline.preprocess_image(image), method, quality.notes_on(image))
 
 
 def cameras(prepared: Sequence[PreparedView], pipeline: TrellisVGGTTo3DPipeline, report: Report) -> Conditions:
     """Read all views together: their cameras, and what the two flows need to know of them."""
-    return pipeline.get_cond([view.image for view in prepared], _callback(report))
+    conditions = pipeline.get_cond([view.image for view in prepared], _callback(report))
+    return replace(conditions, cameras=conditions.cameras.to("cpu"))
 
 
 def structure(
@@ -101,7 +131,12 @@ def structure(
 ) -> Tensor:
     """Sample the occupied voxels, int32 [N, 4] (0, x, y, z)."""
     params = settings.structure.model_dump()
-    return pipeline.sample_sparse_structure(conditions.structure, settings.seed, params, _callback(report))
+    coords = pipeline.sample_sparse_structure(
+        conditions.structure, settings.seed_of_structure, params, _callback(report)
+    )
+    resolution = pipeline.models["slat_flow_model"].resolution
+    report(settings.structure.steps, settings.structure.steps, previews.voxels(coords, resolution))
+    return coords
 
 
 def latent(
@@ -113,44 +148,70 @@ def latent(
 ) -> SparseTensor:
     """Sample the structured latent at those voxels."""
     params = settings.latent.model_dump()
-    return pipeline.sample_slat(conditions.latent, coords, settings.seed, params, settings.mode, _callback(report))
+    return pipeline.sample_slat(
+        conditions.latent, coords, settings.seed_of_latent, params, settings.mode, _callback(report)
+    )
 
 
 def decode(slat: SparseTensor, pipeline: TrellisVGGTTo3DPipeline, report: Report) -> tuple[Gaussian, MeshExtractResult]:
     """Decode splats and mesh. Raises InputError if there is no usable surface among them."""
-    outputs = pipeline.decode_slat(slat, ("gaussian", "mesh"), _callback(report))
+    outputs = pipeline.decode_slat(slat.to(pipeline.device), ("gaussian", "mesh"), _callback(report))
     gaussian, mesh = outputs["gaussian"][0].to("cpu"), outputs["mesh"][0].to("cpu")
     if not mesh.success:
         raise InputError("No surface came out of these views; add views from other sides, or try another seed.")
+    camera = orbit(torch.tensor([0.5]), torch.tensor([0.35]), 2.0, 40.0, previews.SIDE)
+    report(2, 2, previews.array(gaussian_frames(gaussian, camera, (0.93, 0.93, 0.92))[0]))
     return gaussian, mesh
 
 
-def mesh(decoded: MeshExtractResult, settings: ReconstructSettings, report: Report) -> tuple[Surface, Atlas]:
-    """The cleaned surface at full detail, and the simplified one with texture coordinates."""
+def mesh(decoded: MeshExtractResult, settings: ReconstructSettings, report: Report) -> tuple[Surface, Surface]:
+    """The cleaned surface at full detail, and the simplified one."""
     options = ExportOptions()
-    report(0, 3)
+    report(0, 2)
     dense = clean(surface_of(decoded), options.clean)
-    report(1, 3)
+    report(1, 2)
     low = simplify(dense, settings.simplify, options.max_faces)
-    report(2, 3)
-    atlas = unwrap(low, settings.texture_size, options.unwrap)
-    report(3, 3)
-    return dense, atlas
+    report(2, 2)
+    return dense, low
 
 
 def bake(
-    dense: Surface, atlas: Atlas, gaussian: Gaussian, settings: ReconstructSettings, report: Report
+    dense: Surface, low: Surface, gaussian: Gaussian, settings: ReconstructSettings, report: Report
 ) -> TexturedMesh:
-    """The simplified surface, painted from the splats."""
-    texture = bake_texture(atlas, dense, gaussian, settings.texture_size, ExportOptions(), _callback(report))
+    """The simplified surface, unfolded and painted from the splats."""
+    options = ExportOptions()
+    total = options.num_views + 1
+
+    def painted(stage: str, step: int, of: int) -> None:
+        nonlocal total
+        total = of + 1
+        report(step + 1, total)
+
+    report(0, total)
+    atlas = unwrap(low, settings.texture_size, options.unwrap)
+    report(1, total)
+    texture = bake_texture(atlas, dense, gaussian, settings.texture_size, options, painted)
+    report(total, total, previews.array(texture))
     return TexturedMesh(atlas.vertices, atlas.faces, atlas.uvs, atlas.normals, texture)
 
 
-def video(gaussian: Gaussian, decoded: MeshExtractResult, file: Path, report: Report) -> None:
-    """Write the turntable: colours of the splats beside the normals of the mesh."""
-    sample: Mapping[str, Any] = {"gaussian": gaussian, "mesh": decoded}
-    frames = render_video(sample, VIDEO_RESOLUTION, VIDEO_BACKGROUND, VIDEO_FRAMES, callback=_callback(report))
-    write_video(file, frames["color"], frames["normal"])
+def video(
+    gaussian: Gaussian, decoded: MeshExtractResult, settings: ReconstructSettings, report: Report
+) -> bytes:
+    """The turntable as MP4: colours of the splats beside the normals of the mesh."""
+    sample = {"gaussian": gaussian, "mesh": decoded}
+    frames = render_video(
+        sample, settings.video_size, VIDEO_BACKGROUND, settings.video_frames, callback=_callback(report)
+    )
+    return video_bytes(frames["color"], frames["normal"])
+
+
+def video_bytes(color: Sequence[Any], beside: Sequence[Any] | None = None) -> bytes:
+    """An MP4 of frames [H, W, 3] uint8, and of others beside them."""
+    with tempfile.TemporaryDirectory(prefix="reconstudio-video-") as folder:
+        file = Path(folder) / "video.mp4"
+        write_video(file, color, beside)
+        return file.read_bytes()
 
 
 def _callback(report: Report) -> Callable[[str, int, int], None]:

@@ -17,7 +17,7 @@ from studio.cli import app
 from studio.settings import leaves
 
 ROOT = Path(__file__).resolve().parents[2]
-FAST = ["--texture-size", "512"]
+FAST = ["--texture-size", "512", "--video-frames", "8", "--video-size", "64"]
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def run(*args: object):
     return CliRunner().invoke(app, ["reconstruct", *(str(arg) for arg in args)])
 
 
-def test_a_folder_of_photos_becomes_an_asset(photos, checkpoint, tmp_path, short_video):
+def test_a_folder_of_photos_becomes_an_asset(photos, checkpoint, tmp_path):
     outcome = run(photos, "-o", tmp_path / "out", "--checkpoint", checkpoint, "--seed", 4, *FAST)
     assert outcome.exit_code == 0, outcome.output
     assert "Finished in" in outcome.stdout and "mesh.glb" in outcome.stdout
@@ -42,7 +42,7 @@ def test_a_folder_of_photos_becomes_an_asset(photos, checkpoint, tmp_path, short
     assert [view["name"] for view in record["views"]] == ["0.png", "1.png"]
 
 
-def test_json_lines(photos, checkpoint, tmp_path, short_video):
+def test_json_lines(photos, checkpoint, tmp_path):
     files = sorted(photos.iterdir())
     outcome = run(*files, "-o", tmp_path / "out", "--checkpoint", checkpoint, "--json", "--structure-cfg-interval",
                   0.5, 0.9, *FAST)  # fmt: skip

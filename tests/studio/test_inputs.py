@@ -110,7 +110,7 @@ def test_unusual_files_that_are_fine(name, tmp_path, engine):
     views = as_views([tmp_path / name])
     image = views[0].open()
     assert image.mode in ("RGB", "RGBA") and image.size == size
-    prepared = prepare(views, engine.pipeline, lambda step, of: None)
+    prepared = prepare(views, engine.pipeline, lambda *_: None)
     assert prepared[0].image.mode == "RGBA"
     assert prepared[0].image.size == (engine.pipeline.image_resolution,) * 2
     assert prepared[0].cut_out_by == ("alpha" if image.mode == "RGBA" else "grabcut")
@@ -157,6 +157,6 @@ def test_all_bad_views_are_told_at_once(tmp_path, engine):
     transparent_png(tmp_path / "good.png")
     views = as_views([tmp_path / name for name in ("text.png", "good.png", "glass.png", "wall.png")])
     with pytest.raises(BadViewsError) as caught:
-        prepare(views, engine.pipeline, lambda step, of: None)
+        prepare(views, engine.pipeline, lambda *_: None)
     assert [sentence.split("'")[1] for sentence in caught.value.sentences] == ["text.png", "glass.png", "wall.png"]
     assert "No object stands out" in caught.value.sentences[2]

@@ -10,6 +10,7 @@ import pytest
 import torch
 import trimesh
 from PIL import Image
+from studio_settings import QUICK
 from tiny_checkpoint import tiny_views, write_tiny_checkpoint
 
 from studio.reconstruct import Cancelled, Progress, Result, reconstruct
@@ -26,14 +27,11 @@ STAGE_NAMES = [stage.name for stage in STAGES]
 
 
 @pytest.fixture(scope="module")
-def finished(engine, tmp_path_factory) -> tuple[list[Progress], Result]:
+def finished(engine, quick, tmp_path_factory) -> tuple[list[Progress], Result]:
     """One reconstruction from three views, with a short turntable."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("studio.stages.VIDEO_FRAMES", 8)
-        patch.setattr("studio.stages.VIDEO_RESOLUTION", 64)
-        settings = make_settings({"texture_size": 512, "seed": 3}, engine.defaults)
-        folder = tmp_path_factory.mktemp("out") / "new" / "folder"
-        messages = list(reconstruct(tiny_views(3), settings, folder, engine.pipeline, checkpoint=engine.checkpoint))
+    settings = make_settings({"seed": 3}, quick)
+    folder = tmp_path_factory.mktemp("out") / "new" / "folder"
+    messages = list(reconstruct(tiny_views(3), settings, folder, engine.pipeline, checkpoint=engine.checkpoint))
     return messages[:-1], messages[-1]
 
 
@@ -52,7 +50,9 @@ def test_the_folder_holds_the_promised_files_and_no_other(finished):
     _, result = finished
     files = sorted(str(path.relative_to(result.folder)) for path in result.folder.rglob("*") if path.is_file())
     views = [f"views/{number:03d}.png" for number in range(3)]
-    assert files == sorted(["mesh.glb", "gaussian.ply", "turntable.mp4", "transforms.json", "run.json", *views])
+    checks = ["coverage.png", "coverage.mp4", "coverage.npz", *(f"renders/{number:03d}.png" for number in range(3))]
+    promised = ["mesh.glb", "gaussian.ply", "turntable.mp4", "transforms.json", "run.json"]
+    assert files == sorted([*promised, *views, *checks])
 
 
 def test_the_mesh_is_textured_and_y_up(finished):
@@ -113,7 +113,7 @@ def test_the_report_says_how_it_was_made(finished, engine):
     assert str(Path(engine.checkpoint).parent) not in result.run.read_text()  # where things lie is private
 
 
-def test_the_same_seed_gives_the_same_asset(finished, engine, short_video, tmp_path):
+def test_the_same_seed_gives_the_same_asset(finished, engine, tmp_path):
     _, result = finished
     again = list(reconstruct(tiny_views(3), result.settings, tmp_path, engine.pipeline))[-1]
     assert again.gaussian.read_bytes() == result.gaussian.read_bytes()
@@ -136,7 +136,7 @@ class CancelAfter(threading.Event):
 
 def test_cancelling_in_mid_structure_stops_within_a_step_and_leaves_nothing(engine, tmp_path):
     settings = make_settings({"structure_steps": 50}, engine.defaults)
-    before_structure = 3 + 4  # reports of prepare for two views, and of cameras
+    before_structure = 1 + 4 + 4  # the start, reports of prepare for two views, and of cameras
     seen = []
     with pytest.raises(Cancelled):
         cancel = CancelAfter(before_structure + 6)
@@ -167,10 +167,9 @@ def test_an_earlier_result_survives_a_failed_run(finished, engine):
     assert {path: path.read_bytes() for path in result.folder.rglob("*") if path.is_file()} == before
 
 
-def test_a_new_result_replaces_an_earlier_one_whole(engine, short_video, tmp_path):
-    settings = make_settings({"texture_size": 512}, engine.defaults)
+def test_a_new_result_replaces_an_earlier_one_whole(engine, quick, tmp_path):
     for count in (3, 1):
-        result = list(reconstruct(tiny_views(count), settings, tmp_path, engine.pipeline))[-1]
+        result = list(reconstruct(tiny_views(count), quick, tmp_path, engine.pipeline))[-1]
     assert [path.name for path in result.views] == ["000.png"]
     assert len(json.loads(result.run.read_text())["views"]) == 1
 
@@ -191,9 +190,11 @@ def test_an_unexpected_error_reaches_the_caller(engine, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_cameras_of_published_weights_are_not_called_registered(short_video, tmp_path):
+def test_cameras_of_published_weights_are_not_called_registered(tmp_path):
     folder = write_tiny_checkpoint(tmp_path / "tiny", camera_frame="first_view")
     pipeline = TrellisVGGTTo3DPipeline.from_pretrained(folder)
-    settings = make_settings({"texture_size": 512, "structure_steps": 2, "latent_steps": 2})
+    settings = make_settings({**QUICK, "structure_steps": 2, "latent_steps": 2})
     result = list(reconstruct(tiny_views(1), settings, tmp_path / "out", pipeline))[-1]
     assert "not registered" in json.loads(result.transforms.read_text())["frame"]
+    quality = json.loads(result.run.read_text())["quality"]
+    assert quality["agreement"] is None and quality["coverage"] is None and quality["mesh"]["triangles"] > 0

@@ -1,0 +1,115 @@
+"""What a job tells while it runs, and how it can end. All of it crosses process borders."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from studio.settings import ReconstructSettings
+
+MESH, SPLATS, VIDEO, CAMERAS, RUN, VIEWS = (
+    "mesh.glb", "gaussian.ply", "turntable.mp4", "transforms.json", "run.json", "views",
+)  # fmt: skip
+COVERAGE_MAP, COVERAGE_VIDEO, COVERAGE_DATA, RENDERS, EXPORTS = (
+    "coverage.png", "coverage.mp4", "coverage.npz", "renders", "exports",
+)  # fmt: skip
+# Everything that a run may leave in its folder.
+WRITTEN = (
+    MESH, SPLATS, VIDEO, CAMERAS, VIEWS, COVERAGE_MAP, COVERAGE_VIDEO, COVERAGE_DATA, RENDERS, EXPORTS, RUN,
+)  # fmt: skip
+
+
+class Cancelled(Exception):  # noqa: N818 (it is an outcome, not an error)
+    """The job was stopped on request; it left no files."""
+
+
+class JobError(Exception):
+    """The job failed through no fault of its input.
+
+    Attributes:
+        kind: "memory" (there was too little of it), "worker" (its process died), or "bug".
+        details: for the log, such as a traceback.
+    """
+
+    def __init__(self, sentence: str, kind: str = "bug", details: str = "") -> None:
+        super().__init__(sentence)
+        self.kind, self.details = kind, details
+
+
+@dataclass(frozen=True)
+class Queued:
+    """The job waits; `ahead` others come first."""
+
+    ahead: int
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something worth knowing that is no progress, in one sentence."""
+
+    message: str
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a job is.
+
+    Attributes:
+        stage: a name from `studio.stages.STAGES`.
+        step, of: `step` of `of` are done.
+        message: what is going on, for a person.
+        seconds: since the job began.
+        remaining: seconds it will probably take from here, judged by earlier jobs on this machine; None if unknown.
+        preview: a JPEG of at most 256 pixels a side, or None.
+        cached: the stage's output was there already.
+    """
+
+    stage: str
+    step: int
+    of: int
+    message: str
+    seconds: float
+    remaining: float | None = None
+    preview: bytes | None = field(default=None, repr=False)
+    cached: bool = False
+
+
+@dataclass(frozen=True)
+class Result:
+    """The finished files, and how long they took in all.
+
+    Attributes:
+        cached: the stages that did not have to run.
+        notes: sentences about the result (settings that were lowered to fit the memory, and so on).
+    """
+
+    folder: Path
+    settings: ReconstructSettings
+    seconds: float
+    counts: dict[str, int] = field(default_factory=dict)
+    cached: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def mesh(self) -> Path:
+        return self.folder / MESH
+
+    @property
+    def gaussian(self) -> Path:
+        return self.folder / SPLATS
+
+    @property
+    def turntable(self) -> Path:
+        return self.folder / VIDEO
+
+    @property
+    def transforms(self) -> Path:
+        return self.folder / CAMERAS
+
+    @property
+    def run(self) -> Path:
+        return self.folder / RUN
+
+    @property
+    def views(self) -> list[Path]:
+        return sorted((self.folder / VIEWS).iterdir())

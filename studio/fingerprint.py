@@ -1,0 +1,82 @@
+"""Keys of the stage cache: hashes of everything that a stage's output depends on.
+
+A stage's key covers its name, its own settings, the hashes of the networks that it runs, the code and library versions,
+the kind of device, and the keys of the stages that it builds on. The values that flow between stages need not be read
+for it, so finding out that everything is there already costs milliseconds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from studio.inputs import View
+
+_ROOT = Path(__file__).resolve().parent.parent
+# The code that decides what a stage's output is.
+_CODE = ("trellis/**/*.py", "studio/stages.py", "studio/codec.py", "studio/inputs.py", "studio/video.py")
+_LIBRARIES = (
+    "torch", "numpy", "scipy", "numba", "opencv-python-headless", "xatlas", "fast-simplification", "pillow",
+    "imageio-ffmpeg", "rembg",
+)  # fmt: skip
+
+
+def stage_key(name: str, depends_on: Iterable[str], settings: Mapping[str, Any], environment: str) -> str:
+    """The key of a stage: 32 hexadecimal digits.
+
+    Args:
+        name: of the stage.
+        depends_on: keys of the stages (or inputs) that it reads.
+        settings: the settings and other plain values that it reads.
+        environment: from `environment_key`.
+    """
+    content = [name, list(depends_on), {key: settings[key] for key in sorted(settings)}, environment]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def environment_key(weights: Mapping[str, str], device: str, threads: int) -> str:
+    """One hash for the networks (SHA-256 by name), the code, the libraries, and the machine's way of calculating."""
+    content = [dict(sorted(weights.items())), code_version(), device, threads, platform.machine()]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
+
+
+def view_key(view: View) -> str:
+    """A hash of a view: the bytes of its file and of its mask, or its pixels.
+
+    Raises OSError if a file cannot be read.
+    """
+    digest = hashlib.sha256(view.name.encode())
+    for source in (view.source, view.mask):
+        if isinstance(source, Image.Image):
+            digest.update(f"{source.mode} {source.size}".encode())
+            digest.update(source.tobytes())
+        elif source is not None:
+            with Path(source).open("rb") as stream:
+                while block := stream.read(2**20):
+                    digest.update(block)
+        digest.update(b"|")
+    digest.update(b"prepared" if view.prepared else b"photograph")
+    return digest.hexdigest()[:32]
+
+
+@lru_cache(maxsize=1)
+def code_version() -> str:
+    """A hash of the source files and library versions that shape what stages put out."""
+    digest = hashlib.sha256()
+    for pattern in _CODE:
+        for file in sorted(_ROOT.glob(pattern)):
+            digest.update(file.relative_to(_ROOT).as_posix().encode() + b"\0" + file.read_bytes())
+    for library in _LIBRARIES:
+        try:
+            digest.update(f"{library} {version(library)}\0".encode())
+        except PackageNotFoundError:
+            digest.update(f"{library} absent\0".encode())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,141 @@
+"""The last two stages: check the asset against the photographs, and write every file of the result."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from studio import agreement, coverage, stages
+from studio.engine import Engine
+from studio.events import (
+    CAMERAS,
+    COVERAGE_DATA,
+    COVERAGE_MAP,
+    COVERAGE_VIDEO,
+    EXPORTS,
+    MESH,
+    RENDERS,
+    RUN,
+    SPLATS,
+    VIDEO,
+    VIEWS,
+)
+from studio.job import Job
+from studio.mesh_health import mesh_health
+from studio.report import run_record, sha256, write_json
+from trellis.export.bundle import export_files
+from trellis.renderers.camera_formats import to_transforms
+from trellis.renderers.cameras import Cameras
+
+if TYPE_CHECKING:
+    from studio.runner import Run
+
+
+def write_files(run: Run, outputs: dict[str, Any], job: Job, engine: Engine, folder: Path) -> dict[str, int]:
+    """Run the stages "report" and "write" of a job; returns how large things came out."""
+    settings, pipeline = run.plan.settings, engine.pipeline
+    prepared = outputs["prepare"].value()
+    cameras: Cameras = outputs["cameras"].value().cameras
+    coords = outputs["structure"].value()
+    gaussian, decoded = outputs["decode"].value()
+    asset, film = outputs["bake"].value(), outputs["video"].value()
+    registered = pipeline.camera_frame == "object"
+    quality = run.timed("report", partial(_check, asset, gaussian, cameras if registered else None, prepared, settings,
+                                          folder))  # fmt: skip
+
+    def write(report: stages.Report) -> list[str]:
+        report(0, 4)
+        asset.export(folder / MESH)
+        report(1, 4)
+        gaussian.save_ply(folder / SPLATS, frame="gltf")
+        (folder / VIDEO).write_bytes(film)
+        report(2, 4)
+        view_files = _save_views(prepared, folder)
+        write_json(folder / CAMERAS, _camera_record(cameras, view_files, pipeline.camera_frame))
+        if job.formats:
+            export_files(
+                folder / EXPORTS, asset, gaussian, cameras if registered else None,
+                [f"../{name}" for name in view_files], job.formats,
+            )  # fmt: skip
+        report(3, 4)
+        return view_files
+
+    run.timed("write", write)
+    started = time.monotonic()
+    counts = {
+        "views": len(prepared),
+        "voxels": len(coords),
+        "splats": len(gaussian),
+        "decoded_triangles": len(decoded.faces),
+        "triangles": len(asset.faces),
+    }
+    files = {
+        path.relative_to(folder).as_posix(): sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()
+    }
+    run.seconds["write"] += time.monotonic() - started
+    record = run_record(
+        engine=engine,
+        settings=settings,
+        views=prepared,
+        files=files,
+        seconds=run.seconds,
+        cached=run.cached,
+        memory=run.memory_record(),
+        counts=counts,
+        quality=quality,
+        notes=run.notes,
+    )
+    write_json(folder / RUN, record)
+    run.report("write", 4, 4)
+    return counts
+
+
+def _check(
+    asset: Any, gaussian: Any, cameras: Cameras | None, prepared: list[Any], settings: Any, folder: Path,
+    report: stages.Report,
+) -> dict[str, Any]:  # fmt: skip
+    """Measure the asset; pictures go to the folder. Without registered cameras only the mesh can be looked at."""
+    total = len(prepared) + 2
+    report(0, total)
+    quality: dict[str, Any] = {"mesh": mesh_health(asset), "agreement": None, "coverage": None}
+    if cameras is not None:
+        compared = agreement.compare(asset, gaussian, cameras, prepared, lambda step, of: report(step, total))
+        (folder / RENDERS).mkdir()
+        for number, comparison in enumerate(compared):
+            comparison.render.save(folder / RENDERS / f"{number:03d}.png")
+        quality["agreement"] = agreement.summary(compared)
+        covered = coverage.measure(asset, cameras, prepared)
+        report(total - 1, total)
+        Image.fromarray(covered.picture).save(folder / COVERAGE_MAP)
+        np.savez_compressed(folder / COVERAGE_DATA, classes=covered.classes, seen_by=covered.seen_by)
+        frames = coverage.turntable_frames(asset, covered, min(settings.video_frames, 60), settings.video_size)
+        (folder / COVERAGE_VIDEO).write_bytes(stages.video_bytes(frames))
+        quality["coverage"] = {"shares": covered.shares, "observed_by_view": covered.by_view,
+                               "colors": {name: list(color) for name, color in coverage.COLORS.items()}}  # fmt: skip
+    report(total, total)
+    return quality
+
+
+def _save_views(prepared: list[stages.PreparedView], folder: Path) -> list[str]:
+    """Write the prepared views as views/000.png and so on; returns these names."""
+    (folder / VIEWS).mkdir()
+    names = [f"{VIEWS}/{number:03d}.png" for number in range(len(prepared))]
+    for name, view in zip(names, prepared, strict=True):
+        view.image.save(folder / name)
+    return names
+
+
+def _camera_record(cameras: Cameras, view_files: list[str], camera_frame: str) -> dict[str, Any]:
+    """The content of transforms.json.
+
+    Cameras in the object frame are written in the glTF frame, like the mesh. Those in the frame of the first view are
+    not registered to the asset: they keep their own axes and scale, and the record says so.
+    """
+    if camera_frame == "object":
+        return {"frame": "gltf", **to_transforms(cameras, view_files, frame="gltf")}
+    return {"frame": "first view, not registered to the asset", **to_transforms(cameras, view_files, frame="object")}

@@ -1,0 +1,202 @@
+"""One job after another over one cache: what runs again, and what does not."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+from tiny_checkpoint import tiny_views
+
+from studio import memory
+from studio.cache import StageCache
+from studio.events import Cancelled, JobError, Note, Progress
+from studio.history import History
+from studio.job import job_from_json, make_job
+from studio.runner import run_job
+from studio.settings import make_settings
+from trellis.errors import InputError
+
+SAMPLING = {"prepare", "cameras", "structure", "latent", "decode"}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> StageCache:
+    return StageCache(tmp_path_factory.mktemp("shared") / "stages")
+
+
+@pytest.fixture(scope="module")
+def first(engine, quick, cache, tmp_path_factory):
+    """A finished job, and its events."""
+    events: list[Progress | Note] = []
+    job = make_job(tiny_views(2), quick, tmp_path_factory.mktemp("first"))
+    return run_job(job, engine, cache=cache, emit=events.append), events
+
+
+def again(engine, quick, cache, folder: Path, **changes):
+    return run_job(make_job(tiny_views(2), make_settings(changes, quick), folder), engine, cache=cache)
+
+
+def test_a_second_run_samples_and_bakes_nothing_and_gives_the_same_bytes(first, engine, quick, cache, tmp_path):
+    result = again(engine, quick, cache, tmp_path)
+    assert set(result.cached) == SAMPLING | {"mesh", "bake", "video"}
+    for name in ("mesh.glb", "gaussian.ply", "turntable.mp4", "transforms.json", "coverage.png"):
+        assert (tmp_path / name).read_bytes() == (first[0].folder / name).read_bytes()
+
+
+def test_another_texture_size_bakes_again_and_nothing_else(first, engine, quick, cache, tmp_path, monkeypatch):
+    def forbidden(*_, **__):
+        raise AssertionError("a sampler ran")
+
+    monkeypatch.setattr("trellis.pipelines.samplers.FlowEulerGuidanceIntervalSampler.iterate", forbidden)
+    result = again(engine, quick, cache, tmp_path, texture_size=768)
+    assert set(result.cached) == SAMPLING | {"mesh", "video"}
+    assert set(json.loads(result.run.read_text())["seconds"]) == {"bake", "report", "write", "total"}
+
+
+def test_another_seed_of_the_detail_keeps_cameras_and_shape(first, engine, quick, cache, tmp_path):
+    result = again(engine, quick, cache, tmp_path, latent_seed=99)
+    assert set(result.cached) == {"prepare", "cameras", "structure"}
+    assert result.counts["voxels"] == first[0].counts["voxels"]
+    assert result.gaussian.read_bytes() != first[0].gaussian.read_bytes()
+
+
+def test_a_damaged_entry_in_the_middle_is_computed_again(first, engine, quick, cache, tmp_path):
+    for file in cache.folder.glob("*.stage"):
+        file.write_bytes(file.read_bytes()[:-1])
+    result = again(engine, quick, cache, tmp_path)
+    assert result.mesh.read_bytes() == first[0].mesh.read_bytes()
+
+
+def test_other_photos_share_nothing(first, engine, quick, cache, tmp_path):
+    result = run_job(make_job(tiny_views(3)[1:], quick, tmp_path), engine, cache=cache)
+    assert result.cached == ()
+
+
+def test_previews_are_small_pictures(first):
+    previews = {event.stage: event.preview for event in first[1] if isinstance(event, Progress) and event.preview}
+    assert set(previews) == {"prepare", "structure", "decode", "bake"}
+    assert all(preview.startswith(b"\xff\xd8") and len(preview) < 50_000 for preview in previews.values())
+
+
+def test_cancelling_stops_at_the_next_step_of_every_stage_and_keeps_what_was_finished(engine, quick, cache, tmp_path):
+    names = ["prepare", "cameras", "structure", "latent", "decode", "mesh", "bake", "video", "report"]
+    fresh = StageCache(tmp_path / "cache")
+    for number, name in enumerate(names):
+        seen: list[str] = []
+        job = make_job(tiny_views(2), quick, tmp_path / "out")
+        with pytest.raises(Cancelled):
+            run_job(job, engine, cache=fresh, emit=lambda event, seen=seen: seen.append(event.stage),
+                    cancelled=lambda name=name, seen=seen: name in seen)  # fmt: skip
+        assert seen.count(name) == 1  # not one step more
+        kept = {file.stem for file in (tmp_path / "cache").glob("*.stage")}
+        assert len(kept) == min(number, 8)
+        assert not (tmp_path / "out").exists()
+
+
+def test_the_files_are_listed_with_their_hashes(first):
+    record = json.loads(first[0].run.read_text())
+    assert set(record["files"]) == {
+        path.relative_to(first[0].folder).as_posix()
+        for path in first[0].folder.rglob("*")
+        if path.is_file() and path.name != "run.json"
+    }
+    digest = hashlib.sha256(first[0].mesh.read_bytes()).hexdigest()
+    assert record["files"]["mesh.glb"] == digest
+
+
+def test_the_report_says_how_well_it_agrees_and_what_was_seen(first):
+    quality = json.loads(first[0].run.read_text())["quality"]
+    assert len(quality["agreement"]["views"]) == 2
+    for what in ("mesh", "splats"):
+        scores = quality["agreement"]["mean"][what]
+        assert scores["psnr"] > 0 and -1 <= scores["ssim"] <= 1 and 0 <= scores["iou"] <= 1
+    assert abs(sum(quality["coverage"]["shares"].values()) - 1) < 1e-3
+    assert len(quality["coverage"]["observed_by_view"]) == 2
+    assert quality["mesh"]["triangles"] == first[0].counts["triangles"]
+
+
+def test_further_formats_are_written_too(engine, quick, cache, tmp_path):
+    job = make_job(tiny_views(2), quick, tmp_path, formats=["stl", "spz"])
+    result = run_job(job, engine, cache=cache)
+    assert {file.name for file in (result.folder / "exports").iterdir()} == {"asset.stl", "asset.spz"}
+    assert "exports/asset.stl" in json.loads(result.run.read_text())["files"]
+
+
+def test_too_little_memory_is_refused_before_anything_runs(engine, quick, tmp_path):
+    events: list[object] = []
+    with pytest.raises(InputError, match=r"too little memory for 2 views.*0\.0 GB are free"):
+        run_job(make_job(tiny_views(2), quick, tmp_path / "out"), engine, emit=events.append,
+                free_memory=memory.Free(1000))  # fmt: skip
+    assert events == [] and not (tmp_path / "out").exists()
+
+
+def test_the_ladder_lowers_the_turntable_before_the_texture(engine):
+    pipeline = engine.pipeline
+    settings = make_settings({"texture_size": 2048, "video_frames": 240, "video_size": 1024})
+    wanted = memory.predict(pipeline, settings, 2)
+    free = memory.Free(int(wanted["video"] / 0.9) - 2**20)
+    plan = memory.fit(pipeline, settings, 2, free)
+    assert plan.settings.video_size == 256 and plan.settings.texture_size == 2048 and len(plan.notes) == 1
+    tight = memory.Free(int(memory.predict(pipeline, settings, 2)["prepare"] / 0.9) + 2**20)
+    assert memory.fit(pipeline, settings, 2, tight).notes
+    assert memory.fit(pipeline, settings, 2, memory.Free(2**40)).notes == ()
+
+
+def test_more_views_and_larger_textures_need_more(engine, quick):
+    pipeline = engine.pipeline
+    few, many = (memory.predict(pipeline, quick, views) for views in (1, 32))
+    assert many["cameras"] > few["cameras"] and many["latent"] > few["latent"]
+    large = memory.predict(pipeline, make_settings({"texture_size": 2048}), 1)
+    assert large["bake"] > few["bake"]
+
+
+TORCH_SAYS = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes."
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError(TORCH_SAYS)])
+def test_running_out_of_memory_is_explained(engine, quick, tmp_path, monkeypatch, error):
+    def greedy(*_):
+        raise error
+
+    monkeypatch.setattr("studio.stages.latent", greedy)
+    with pytest.raises(JobError, match="not enough memory for the stage 'Detail'") as caught:
+        run_job(make_job(tiny_views(1), quick, tmp_path / "out"), engine)
+    assert caught.value.kind == "memory" and "greedy" in caught.value.details
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_time_left_comes_from_measured_runs(engine, quick, tmp_path):
+    file = tmp_path / "history.jsonl"
+    job = make_job(tiny_views(2), quick, tmp_path / "out")
+    assert History(file).expected(engine.environment, quick, 2) is None
+    result = run_job(job, engine, history=History(file))
+    file.write_text(file.read_text() + "torn {\n[]\n")
+    events: list[Progress] = []
+    run_job(job, engine, history=History(file), emit=events.append)
+    left = [event.remaining for event in events]
+    assert None not in left and left[-1] == 0
+    assert 0.3 * result.seconds < left[0] < 3 * result.seconds
+    assert all(later <= earlier + 1e-9 for earlier, later in zip(left, left[1:], strict=False))
+
+
+JSON_VALUES = [None, True, 3, "x", [], {}, [1], {"a": 1}, "\0", 1e308, ["\0"], {"steps": "many"}, [[]], -1]
+
+
+@pytest.mark.parametrize("part", ["job", "views", "out", "settings", "formats", "seed", "structure", "surplus"])
+@pytest.mark.parametrize("value", JSON_VALUES, ids=repr)
+def test_any_json_is_a_job_or_a_sentence(part, value):
+    body = {"views": ["a.png"], "out": "out", "settings": {}}
+    if part == "job":
+        body = value
+    elif part in ("seed", "structure"):
+        body["settings"] = {part: value}
+    else:
+        body[part] = value
+    try:
+        job = job_from_json(body)
+    except InputError as error:
+        assert len(str(error)) > 10
+    else:
+        assert job.views and 0 <= job.settings.seed
