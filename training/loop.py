@@ -16,9 +16,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from training.assemble import EXTRA, PARTS
 from training.data.objects import ObjectLibrary
 from training.settings import Sizes, sizes
 from trellis.modules.norm import ChannelLayerNorm32
+from trellis.pipelines.quantisation import dequantise
 
 
 def parser(description: str, minutes: float, learning_rate: float) -> argparse.ArgumentParser:
@@ -31,7 +33,7 @@ def parser(description: str, minutes: float, learning_rate: float) -> argparse.A
     p.add_argument("--lr", type=float, default=learning_rate)
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    p.add_argument("--init", type=Path, help="folder of checkpoints whose exported weights to start from")
+    p.add_argument("--init", type=Path, help="folder of runs, or an assembled checkpoint, whose weights to start from")
     p.add_argument("--compile", action="store_true", help="torch.compile the transformer blocks")
     p.add_argument("--tiny", action="store_true", help="shrunken networks and data, for a test on a CPU")
     p.add_argument("--batch-scale", type=float, help="multiply every batch size, for smaller or larger devices")
@@ -176,12 +178,17 @@ class Run:
         print(f"[{self.name}] resumed at step {self.step}", flush=True)
 
     def _warm_start(self) -> None:
-        """Begin with the exported weights of an earlier run of `--init`, for every network that has some."""
+        """Begin with the weights that `--init` has for a network: a folder of runs, or an assembled checkpoint."""
+        stems = {(run, network): stem for stem, _, run, network, _ in {**PARTS, **EXTRA}.values()}
         for name, network in self.networks.items():
-            path = self.args.init / self.name / f"{name}.safetensors" if self.args.init else None
-            if path is not None and path.exists():
-                network.load_state_dict(load_file(path, device=str(self.device)))
-                print(f"[{self.name}] {name} starts from {path}", flush=True)
+            if self.args.init is None:
+                continue
+            stem = stems.get((self.name, name), name)
+            for file in (f"{self.name}/{name}.safetensors", f"ckpts/{stem}.safetensors"):
+                path = self.args.init / file
+                if path.exists():
+                    network.load_state_dict(dequantise(load_file(path)))
+                    print(f"[{self.name}] {name} starts from {path}", flush=True)
 
     def frozen(self, run: str, network: str, module: nn.Module) -> nn.Module:
         """Load the averaged weights of another script's network and freeze it."""

@@ -82,6 +82,15 @@ def test_a_run_can_start_from_the_weights_of_another(data, tmp_path, capsys):
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
+def test_a_run_can_start_from_an_assembled_checkpoint(data, runs, tmp_path, capsys):
+    assemble(runs, tmp_path / "mini", tiny=True)
+    vggt.main(arguments(data, tmp_path / "next", "--steps", "0", "--init", str(tmp_path / "mini")))
+    assert "vggt starts from" in capsys.readouterr().out
+    before, after = (load_file(folder / "vggt" / "vggt.safetensors") for folder in (runs, tmp_path / "next"))
+    key = "aggregator.frame_blocks.0.mlp.fc1.weight"
+    torch.testing.assert_close(after[key].float(), before[key].float(), atol=1e-3, rtol=0)
+
+
 def test_the_structure_latent_is_scaled_without_changing_what_it_decodes_to():
     from training.settings import sizes
     from trellis.models import SparseStructureDecoder, SparseStructureEncoder
