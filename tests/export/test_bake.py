@@ -5,6 +5,7 @@ import torch
 from shapes import mesh_of, sphere
 
 from trellis.export.bake import bake_views, fill_hidden
+from trellis.export.solve import TextureSystem
 from trellis.export.surface import Surface, surface_of
 from trellis.export.texels import Texels, paint, texels_of
 from trellis.export.unwrap import unwrap
@@ -108,3 +109,61 @@ def test_splats_seen_through_gaps_do_not_count_and_offset_splats_do():
     assert shown > 0.95 and (colors[:, 1] < 0.05).mean() > 0.99
     colors, shown = bake_views(atlas, texels, cameras, pictures(0.05, 0))
     assert shown > 0.95 and colors[:, 0].min() > 0.99
+
+
+def rippled(points):
+    """A paint that changes within a few texels."""
+    return 0.5 + 0.4 * np.sin(60 * points + np.array([0, 1, 2]))
+
+
+def test_solving_explains_an_unseen_picture_better_than_averaging():
+    size = 96
+    atlas, texels = ball_atlas(size)
+    cameras = surround(atlas.surface, 24, 160)
+    vertices, faces = torch.from_numpy(atlas.vertices), torch.from_numpy(atlas.faces)
+    attributes = torch.from_numpy(np.concatenate([atlas.vertices, atlas.uvs], axis=1))
+
+    def picture(views, k):
+        view = mesh_raster.render_mesh(vertices, faces, attributes, views, k, antialiased=False)
+        mask, values = view["mask"].numpy(), view["attributes"].numpy()
+        return (rippled(values[..., :3]) * mask).astype(np.float32), mask[..., 0], values[..., 3:]
+
+    system = TextureSystem(atlas, size)
+    views = (View(*picture(cameras, k)[:2]) for k in range(len(cameras)))
+    colors, _ = bake_views(atlas, texels, cameras, views, system=system)
+    averaged = paint(texels, colors)
+    steps = []
+    solved = system.solve(averaged, 24, steps.append)
+    color, mask, uvs = picture(surround(atlas.surface, 7, 192), 3)
+    lookup = torch.from_numpy(np.stack([2 * uvs[..., 0] - 1, 1 - 2 * uvs[..., 1]], axis=-1)[None])
+    errors = []
+    for texture in (averaged, solved):
+        image = torch.from_numpy(texture).permute(2, 0, 1)[None]
+        shown = torch.nn.functional.grid_sample(image, lookup, align_corners=False)[0].permute(1, 2, 0).numpy()
+        errors.append(np.square(shown - color)[mask > 0].mean())
+    assert errors[1] < 0.6 * errors[0] and 1 <= len(steps) <= 24
+    assert np.array_equal(solved[~system.touched], averaged[~system.touched])
+
+
+def test_the_stencil_is_that_of_the_sampled_pixels():
+    atlas, _ = ball_atlas(32)
+    cameras = surround(atlas.surface, 1, 48)
+    looker = Looker(atlas.surface)
+    hit = looker.look(cameras, 0)
+    color = np.random.default_rng(0).random((48, 48, 3)).astype(np.float32)
+    system = TextureSystem(atlas, 32)
+    system.add(color, np.ones((48, 48), np.float32), hit, cameras.centers[0].numpy())
+    # The same weights through autograd: the gradient of the weighted squared error at a random texture.
+    texture = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    uvs = looker.interpolate(hit, atlas.uvs)
+    lookup = torch.from_numpy(np.stack([2 * uvs[..., 0] - 1, 1 - 2 * uvs[..., 1]], axis=-1)[None])
+    shown = torch.nn.functional.grid_sample(texture, lookup, align_corners=False, padding_mode="border")[0]
+    normals = atlas.surface.face_vectors()
+    normals /= np.linalg.norm(normals, axis=1, keepdims=True)
+    toward = cameras.centers[0].numpy() - atlas.vertices[atlas.faces[hit.face_ids, 0]]
+    cosine = np.einsum("hwk,hwk->hw", toward / np.linalg.norm(toward, axis=-1, keepdims=True), normals[hit.face_ids])
+    weight = np.where((hit.face_ids >= 0) & (cosine >= 0.2), cosine**2, 0)
+    error = shown - torch.from_numpy(color).permute(2, 0, 1)
+    (0.5 * torch.from_numpy(weight) * error**2).sum().backward()
+    start = texture.detach()[0].permute(1, 2, 0).contiguous().numpy()
+    assert np.allclose(system.gradient(start), texture.grad[0].permute(1, 2, 0).numpy(), atol=1e-4)

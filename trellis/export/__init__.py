@@ -2,6 +2,17 @@
 
 from trellis.export.bundle import FORMATS, export_files
 from trellis.export.gltf import TexturedMesh, write_glb
+from trellis.export.health import MeshHealth, mesh_health
 from trellis.export.pipeline import STAGES, ExportOptions, export_mesh
 
-__all__ = ["FORMATS", "STAGES", "ExportOptions", "TexturedMesh", "export_files", "export_mesh", "write_glb"]
+__all__ = [
+    "FORMATS",
+    "STAGES",
+    "ExportOptions",
+    "MeshHealth",
+    "TexturedMesh",
+    "export_files",
+    "export_mesh",
+    "mesh_health",
+    "write_glb",
+]

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable
 import numpy as np
 from scipy.spatial import cKDTree
 
+from trellis.export.creases import crease_pixels
+from trellis.export.solve import TextureSystem
 from trellis.export.texels import Texels
 from trellis.export.unwrap import Atlas
 from trellis.export.views import Hit, Looker, View
@@ -20,9 +22,10 @@ from trellis.renderers.numba_runtime import exclusive, kernel, prange
 
 _MIN_COSINE = 0.1  # flatter than 84 degrees, a pixel's footprint is ten pixels long
 _MIN_ALPHA = 0.5  # thinner than this, the picture shows mostly its background
-_DEPTH_TOLERANCE = 0.015  # of the object's radius; about five pixels of depth at 45 degrees in a 512-pixel view
+DEPTH_TOLERANCE = 0.015  # of the object's radius; about five pixels of depth at 45 degrees in a 512-pixel view
 _SPLAT_DEPTH_SPREAD = 0.03  # of the object's radius; splats of one surface lie within about this of it
 _LEAST_TRUST = 1e-3  # where all splats are off the surface, their colours are still better than none
+_AT_CREASES = np.float32(0.02)  # of the usual trust, in pixels that may show the other side of an edge
 _NORMAL_WEIGHT = 0.3  # of the object's radius per unit: keeps the two sides of a thin plate apart when filling
 _POORLY_SHOWN = 0.05  # of the usual weight: only gaps and grazing views; a well shown neighbour knows better
 _REACH = 0.02  # of the object's radius: how far such a neighbour may be
@@ -36,6 +39,7 @@ def bake_views(
     cameras: Cameras,
     views: Iterable[View],
     on_view: Callable[[int], None] | None = None,
+    system: TextureSystem | None = None,
 ) -> tuple[np.ndarray, float]:
     """Blend the pictures into texel colours.
 
@@ -45,6 +49,7 @@ def bake_views(
         cameras: one per picture, of the pictures' size.
         views: pictures of the object in the order of the cameras; consumed one at a time.
         on_view: called with the number of pictures done; may raise to stop.
+        system: also takes in every picture.
 
     Returns:
         [T, 3] float32 sRGB in [0, 1], and the fraction of texels that some picture shows. Hidden texels take the
@@ -52,26 +57,17 @@ def bake_views(
     """
     looker = Looker(atlas.surface)
     radius = atlas.surface.bounding_sphere()[1]
-    tolerance = np.float32(_DEPTH_TOLERANCE * max(radius, 1e-6))
     sums, weights = np.zeros((len(texels), 3), dtype=np.float32), np.zeros(len(texels), dtype=np.float32)
     centers = cameras.centers.numpy()
+    normals = atlas.surface.face_normals()
     for k, view in enumerate(views):
         hit = looker.look(cameras, k)
         depth = np.where(hit.face_ids >= 0, hit.depth, np.float32(np.inf))
-        with exclusive():
-            _gather(
-                texels.positions,
-                texels.normals,
-                cameras.extrinsics[k].numpy(),
-                cameras.intrinsics[k].numpy(),
-                centers[k],
-                np.ascontiguousarray(view.color),
-                trust(view, hit, radius),
-                depth,
-                tolerance,
-                sums,
-                weights,
-            )
+        trusted = trust(view, hit, radius)
+        trusted[crease_pixels(hit, normals)] *= _AT_CREASES
+        gather(texels, cameras, k, view.color, trusted, depth, DEPTH_TOLERANCE * max(radius, 1e-6), sums, weights)
+        if system is not None:
+            system.add(view.color, trusted, hit, centers[k])
         if on_view is not None:
             on_view(k + 1)
     shown = weights > 0
@@ -81,6 +77,51 @@ def bake_views(
         poorly = weights < _POORLY_SHOWN * np.median(weights[shown])
         colors = fill_hidden(texels, colors, ~poorly, radius, reach=_REACH * radius)
     return colors, float(shown.mean()) if len(texels) else 0.0
+
+
+def gather(
+    texels: Texels,
+    cameras: Cameras,
+    index: int,
+    color: np.ndarray,
+    trusted: np.ndarray,
+    depth: np.ndarray,
+    tolerance: float,
+    sums: np.ndarray | None = None,
+    weights: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Project the texels into one picture and add up what they see there.
+
+    Args:
+        texels: T of them.
+        cameras, index: the picture was taken by `cameras[index]`.
+        color: [H, W, 3] float32.
+        trusted: [H, W] float32 in [0, 1].
+        depth: [H, W] float32 of the surface, infinite where empty.
+        tolerance: how far a texel may lie from that depth and still be what the picture shows, on top of what the
+            slant of the surface makes of a pixel.
+        sums, weights: [T, 3] and [T] float32 to add to; None starts from zero.
+
+    Returns:
+        Sums of weighted colours and of weights.
+    """
+    sums = np.zeros((len(texels), 3), dtype=np.float32) if sums is None else sums
+    weights = np.zeros(len(texels), dtype=np.float32) if weights is None else weights
+    with exclusive():
+        _gather(
+            texels.positions,
+            texels.normals,
+            cameras.extrinsics[index].numpy(),
+            cameras.intrinsics[index].numpy(),
+            cameras.centers[index].numpy(),
+            np.ascontiguousarray(color),
+            trusted,
+            depth,
+            np.float32(tolerance),
+            sums,
+            weights,
+        )
+    return sums, weights
 
 
 def trust(view: View, hit: Hit, radius: float) -> np.ndarray:
@@ -144,13 +185,16 @@ def _gather(positions, normals, extrinsics, intrinsics, center, color, trusted, 
         if left < 0 or top < 0 or left + 1 >= width or top + 1 >= height:
             continue
         right_share, low_share = column - left, row - top
+        # On slanted surfaces depth changes from pixel to pixel.
+        slope = np.sqrt(max(1 - cosine * cosine, 0.0)) / cosine
+        allowed = tolerance + 1.5 * slope * depth_here / intrinsics[0, 0]
         total = red = green = blue = np.float32(0)
         shown = True
         for dy in range(2):
             for dx in range(2):
                 r, c = top + dy, left + dx
                 # Nearer: something stands in between. Farther: the picture shows past the rim there.
-                if not abs(depth[r, c] - depth_here) <= tolerance:
+                if not abs(depth[r, c] - depth_here) <= allowed:
                     shown = False
                 share = (right_share if dx else 1 - right_share) * (low_share if dy else 1 - low_share) * trusted[r, c]
                 total += share

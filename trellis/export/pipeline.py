@@ -12,11 +12,12 @@ from trellis.errors import InputError
 from trellis.export.bake import bake_views
 from trellis.export.clean import CleanOptions, clean
 from trellis.export.gltf import TexturedMesh
-from trellis.export.refine import refine_texture
+from trellis.export.photographs import Photographs, blend_photographs
 from trellis.export.simplify import simplify as simplify_surface
 from trellis.export.solid import make_watertight
+from trellis.export.solve import TextureSystem
 from trellis.export.surface import Surface, surface_of
-from trellis.export.texels import paint, texels_of
+from trellis.export.texels import dilate, paint, texels_of
 from trellis.export.unwrap import Atlas, UnwrapOptions, unwrap
 from trellis.export.views import View, gaussian_views, surface_views, surround
 from trellis.renderers.cameras import Cameras
@@ -37,7 +38,8 @@ class ExportOptions:
         target_faces: number of triangles to aim at instead of a fraction; None lets the fraction decide.
         num_views: pictures to bake from.
         view_resolution: their side in pixels.
-        refine_steps: optimiser steps after baking, some tens of milliseconds each; 0 for none.
+        refine_steps: at most this many conjugate-gradient steps that sharpen the bake, some tens of milliseconds
+            each; 0 for none.
         clean: what counts as visible, as a speck, as a hole.
         unwrap: how to cut and pack the charts.
     """
@@ -46,7 +48,7 @@ class ExportOptions:
     target_faces: int | None = None
     num_views: int = 48
     view_resolution: int = 512
-    refine_steps: int = 0
+    refine_steps: int = 24
     clean: CleanOptions = field(default_factory=CleanOptions)
     unwrap: UnwrapOptions = field(default_factory=UnwrapOptions)
 
@@ -65,6 +67,7 @@ def export_mesh(
     texture_size: int = 1024,
     options: ExportOptions | None = None,
     callback: Progress | None = None,
+    photographs: Photographs | None = None,
 ) -> TexturedMesh:
     """Clean, simplify, unwrap and texture a decoded mesh.
 
@@ -77,6 +80,7 @@ def export_mesh(
         texture_size: side of the square texture in texels, 16 to 8192.
         options: the rest.
         callback: called as (stage, step, of) with a stage of `STAGES`; an exception from it stops the export.
+        photographs: pictures with known cameras, which replace the colours where they see the surface well.
 
     Returns:
         The asset in the object frame; its `.export("x.glb")` writes it in glTF's frame, `.to_trimesh()` converts it.
@@ -101,7 +105,7 @@ def export_mesh(
     atlas = unwrap(low, texture_size, options.unwrap)
     report("unwrap", 1, 1)
 
-    texture = bake_texture(atlas, dense, gaussian, texture_size, options, report)
+    texture = bake_texture(atlas, dense, gaussian, texture_size, options, report, photographs)
     return TexturedMesh(atlas.vertices, atlas.faces, atlas.uvs, atlas.normals, texture)
 
 
@@ -112,21 +116,30 @@ def bake_texture(
     texture_size: int,
     options: ExportOptions,
     report: Progress,
+    photographs: Photographs | None = None,
 ) -> np.ndarray:
-    """The base colour [S, S, 3] uint8 sRGB of an atlas, from splats or else from the dense mesh's vertex colours."""
+    """The base colour [S, S, 3] uint8 sRGB of an atlas, from splats or else from the dense mesh's vertex colours.
+
+    With photographs, those replace it where they see the surface well.
+    """
     texels = texels_of(atlas, texture_size)
     cameras = surround(dense, options.num_views, options.view_resolution)
-    views = _views(dense, gaussian, cameras)
-    kept: list[View] = []
-    if options.refine_steps:
-        views = _keeping(views, kept)
-    total = len(cameras) + options.refine_steps
+    system = TextureSystem(atlas, texture_size) if options.refine_steps else None
+    total = len(cameras) + (0 if photographs is None else len(photographs.cameras))
     report("bake", 0, total)
-    colors, _ = bake_views(atlas, texels, cameras, views, lambda done: report("bake", done, total))
+    views = _views(dense, gaussian, cameras)
+    colors, _ = bake_views(atlas, texels, cameras, views, lambda done: report("bake", done, total), system)
     texture = paint(texels, colors)
-    texture = refine_texture(
-        texture, atlas, cameras, kept, options.refine_steps, lambda done: report("bake", len(cameras) + done, total)
-    )
+    if system is not None:
+        texture = system.solve(texture, options.refine_steps)
+        known = system.touched
+        known[texels.rows, texels.columns] = True
+        texture = dilate(texture, known)
+    if photographs is not None:
+        base = texture[texels.rows, texels.columns]
+        count = len(cameras)
+        blended = blend_photographs(atlas, texels, photographs, base, lambda done: report("bake", count + done, total))
+        texture = paint(texels, blended.colors)
     report("bake", total, total)
     return (texture * 255 + 0.5).clip(0, 255).astype(np.uint8)
 
@@ -135,12 +148,6 @@ def _views(dense: Surface, gaussian: Gaussian | None, cameras: Cameras) -> Itera
     if gaussian is not None and len(gaussian):
         return gaussian_views(gaussian, cameras)
     return surface_views(dense, cameras) if dense.colors is not None else iter(())
-
-
-def _keeping(views: Iterator[View], kept: list[View]) -> Iterator[View]:
-    for view in views:
-        kept.append(view)
-        yield view
 
 
 def _silent(stage: str, step: int, of: int) -> None:

@@ -46,6 +46,11 @@ class Surface:
         a, b, c = np.moveaxis(self.corner_positions(), 1, 0)
         return np.cross(b - a, c - a)
 
+    def face_normals(self) -> np.ndarray:
+        """[F, 3] float32, unit; zero for a face without area."""
+        vectors = self.face_vectors()
+        return (vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-20)).astype(np.float32)
+
     def face_areas(self) -> np.ndarray:
         """[F] float64, object units squared."""
         return 0.5 * np.linalg.norm(self.face_vectors(), axis=1)

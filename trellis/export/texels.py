@@ -45,9 +45,8 @@ def texels_of(atlas: Atlas, size: int) -> Texels:
     ids = raster.face_ids.numpy().copy()
     _add_slivers(atlas, screen[:, :2], ids, grid)
     rows, columns = np.nonzero(ids >= 0)
-    vectors = atlas.surface.face_vectors()
-    normals = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-20)
-    return Texels(size, rows, columns, grid[rows, columns], normals[ids[rows, columns]].astype(np.float32))
+    normals = atlas.surface.face_normals()
+    return Texels(size, rows, columns, grid[rows, columns], normals[ids[rows, columns]])
 
 
 def _add_slivers(atlas: Atlas, places: np.ndarray, ids: np.ndarray, positions: np.ndarray) -> None:
@@ -73,7 +72,12 @@ def paint(texels: Texels, colors: np.ndarray) -> np.ndarray:
     empty = np.ones((texels.size, texels.size), dtype=bool)
     image[texels.rows, texels.columns] = colors
     empty[texels.rows, texels.columns] = False
-    if empty.all() or not empty.any():
+    return dilate(image, ~empty)
+
+
+def dilate(image: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """The image [S, S, C] with every pixel outside the mask `known` [S, S] taking the colour of the nearest inside."""
+    if known.all() or not known.any():
         return image
-    rows, columns = ndimage.distance_transform_edt(empty, return_distances=False, return_indices=True)
+    rows, columns = ndimage.distance_transform_edt(~known, return_distances=False, return_indices=True)
     return image[rows, columns]

@@ -1,14 +1,19 @@
-"""Texture coordinates: smooth a copy, cut it into charts and pack them (the xatlas package)."""
+"""Texture coordinates: smooth a copy, cut it into charts and pack them (xatlas, in a process of its own)."""
 
 from __future__ import annotations
 
+import io
+import subprocess
+import sys
+import warnings
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
-import xatlas
 from scipy import sparse
 
 from trellis.errors import InputError
+from trellis.export.box_charts import box_charts
 from trellis.export.surface import Surface
 
 
@@ -22,6 +27,7 @@ class Atlas:
         uvs: [V, 2] float32 in [0, 1]; (0, 0) is the lower left corner of the texture, v points up.
         normals: [V, 3] float32 unit normals, equal on both sides of a chart border.
         num_charts: how many charts the surface was cut into.
+        method: "xatlas", or "box" where that took too long or failed.
     """
 
     vertices: np.ndarray
@@ -29,6 +35,7 @@ class Atlas:
     uvs: np.ndarray
     normals: np.ndarray
     num_charts: int = 0
+    method: str = "xatlas"
 
     @property
     def surface(self) -> Surface:
@@ -43,15 +50,23 @@ class UnwrapOptions:
         smooth_steps: Taubin steps on the copy that is cut. Charts break at noise, and their number drives the time.
         max_cost: how uneven a chart may get before a new one begins; higher gives fewer, more stretched charts.
         iterations: rounds of growing charts again from better seeds.
-        padding: empty texels between charts.
+        padding: empty texels between charts; None for 1/256 of the texture, at least 2: charts then stay apart in
+            the first mipmap levels of any texture.
         brute_force: pack as tightly as possible, slowly.
+        time_limit: seconds for xatlas; when they are over the charts come from `box_charts`, which never takes long.
+            0 goes there at once.
     """
 
     smooth_steps: int = 5
     max_cost: float = 2.0
     iterations: int = 1
-    padding: int = 2
+    padding: int | None = None
     brute_force: bool = False
+    time_limit: float = 60.0
+
+    def padding_for(self, texture_size: int) -> int:
+        """Texels between charts on a texture of this size."""
+        return max(2, round(texture_size / 256)) if self.padding is None else self.padding
 
 
 def unwrap(surface: Surface, texture_size: int = 1024, options: UnwrapOptions | None = None) -> Atlas:
@@ -66,26 +81,66 @@ def unwrap(surface: Surface, texture_size: int = 1024, options: UnwrapOptions | 
     if not 16 <= texture_size <= 8192:
         raise InputError(f"The texture size must lie between 16 and 8192, but is {texture_size}.")
     options = options or UnwrapOptions()
-    charts = xatlas.ChartOptions()
-    charts.max_cost, charts.max_iterations = options.max_cost, options.iterations
-    packing = xatlas.PackOptions()
-    packing.resolution, packing.padding, packing.bruteForce = texture_size, options.padding, options.brute_force
-    packing.bilinear = True
-
-    smoothed = taubin_smooth(surface, options.smooth_steps)
-    atlas = xatlas.Atlas()
-    atlas.add_mesh(smoothed.vertices, smoothed.faces.astype(np.uint32))
-    atlas.generate(charts, packing)
-    origin, faces, uvs = atlas.get_mesh(0)
-    if len(faces) != len(surface.faces) or not np.isfinite(uvs).all():
-        raise RuntimeError(f"xatlas returned {len(faces)} of {len(surface.faces)} faces, or broken coordinates.")
+    padding = options.padding_for(texture_size)
+    answer = _run_xatlas(taubin_smooth(surface, options.smooth_steps), texture_size, padding, options)
+    if answer is None:
+        charts = box_charts(surface, texture_size, padding)
+        origin, faces, uvs = _joined(surface.faces, charts.labels, charts.corners)
+        number, method = charts.number, "box"
+    else:
+        origin, faces, uvs, number = (answer[name] for name in ("origin", "faces", "uvs", "num_charts"))
+        method = "xatlas"
     return Atlas(
         surface.vertices[origin],
         np.ascontiguousarray(faces, dtype=np.int32),
         np.ascontiguousarray(uvs, dtype=np.float32).clip(0, 1),
         surface.vertex_normals()[origin],
-        atlas.chart_count,
+        int(number),
+        method,
     )
+
+
+def _run_xatlas(surface: Surface, texture_size: int, padding: int, options: UnwrapOptions) -> dict | None:
+    """What `xatlas_worker` answers, or None, with a warning, if it took too long, died, or lost faces."""
+    if options.time_limit <= 0:
+        return None
+    request = io.BytesIO()
+    np.savez(
+        request,
+        vertices=surface.vertices,
+        faces=surface.faces.astype(np.uint32),
+        texture_size=texture_size,
+        padding=padding,
+        max_cost=options.max_cost,
+        iterations=options.iterations,
+        brute_force=options.brute_force,
+    )
+    command = [sys.executable, str(Path(__file__).with_name("xatlas_worker.py"))]
+    try:
+        done = subprocess.run(command, input=request.getvalue(), capture_output=True, timeout=options.time_limit)
+    except subprocess.TimeoutExpired:
+        warnings.warn(f"xatlas took longer than {options.time_limit:g} s; simpler charts are used.", stacklevel=3)
+        return None
+    if done.returncode != 0:
+        reason = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or [f"status {done.returncode}"]
+        warnings.warn(f"xatlas failed ({reason[0]}); simpler charts are used.", stacklevel=3)
+        return None
+    answer = dict(np.load(io.BytesIO(done.stdout)))
+    if (
+        len(answer["faces"]) != len(surface.faces)
+        or not np.isfinite(answer["uvs"]).all()
+        or int(answer["num_atlases"]) != 1
+    ):
+        warnings.warn("xatlas lost faces or did not fit them into one texture; simpler charts are used.", stacklevel=3)
+        return None
+    return answer
+
+
+def _joined(faces: np.ndarray, labels: np.ndarray, corners: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Origin vertices [V'], faces [F, 3] and uvs [V', 2]: the corners of one vertex in one chart become one vertex."""
+    keys = faces.astype(np.int64) + labels.astype(np.int64)[:, None] * (int(faces.max()) + 1)
+    _, first, new = np.unique(keys.ravel(), return_index=True, return_inverse=True)
+    return faces.ravel()[first], new.reshape(faces.shape), corners.reshape(-1, 2)[first]
 
 
 def taubin_smooth(surface: Surface, steps: int, shrink: float = 0.5, grow: float = -0.53) -> Surface:

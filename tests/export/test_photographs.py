@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from shapes import mesh_of, sphere
+
+from trellis.errors import InputError
+from trellis.export import ExportOptions, export_mesh
+from trellis.export.clean import CleanOptions
+from trellis.export.photographs import Photographs, blend_photographs, to_linear, to_srgb
+from trellis.export.surface import surface_of
+from trellis.export.texels import texels_of
+from trellis.export.unwrap import unwrap
+from trellis.renderers import mesh_raster
+from trellis.renderers.cameras import orbit
+
+
+def paint(points):
+    return 0.5 + 0.3 * np.sin(20 * points + np.array([0, 1, 2]))
+
+
+@pytest.fixture(scope="module")
+def scene():
+    ball = sphere(0.4, 4)
+    atlas = unwrap(surface_of(mesh_of(ball.vertices, ball.faces)), 192)
+    cameras = orbit(torch.arange(5) * 0.7, torch.zeros(5), 2.0, 40.0, 256)
+    vertices, faces = torch.from_numpy(atlas.vertices), torch.from_numpy(atlas.faces)
+    images, alphas = [], []
+    for k in range(len(cameras)):
+        view = mesh_raster.render_mesh(vertices, faces, vertices, cameras, k, antialiased=False)
+        images.append(torch.from_numpy(paint(view["attributes"].numpy())).float().permute(2, 0, 1))
+        alphas.append(view["mask"].permute(2, 0, 1))
+    return atlas, texels_of(atlas, 192), Photographs(images, cameras, alphas), ball
+
+
+def test_photographs_replace_the_base_only_where_they_look(scene):
+    atlas, texels, photographs, _ = scene
+    base = np.full((len(texels), 3), 0.1, dtype=np.float32)
+    done = []
+    result = blend_photographs(atlas, texels, photographs, base, done.append)
+    assert done == [1, 2, 3, 4, 5]
+    well = result.share > 0.99
+    assert 0.25 < well.mean() < 0.8
+    assert np.sqrt(np.square(result.colors - paint(texels.positions))[well].mean()) < 0.02
+    # The five cameras stand in azimuths 0 to 160 degrees; the other side keeps its colour.
+    behind = texels.normals @ np.array([np.sin(1.4 + np.pi), np.cos(1.4 + np.pi), 0]) > 0.97
+    assert np.array_equal(result.colors[behind], base[behind]) and result.share[behind].max() == 0
+    assert np.abs(result.gains - 1).max() < 0.01
+
+
+def test_exposures_are_matched(scene):
+    atlas, texels, photographs, _ = scene
+    gains = np.array([[1.0, 1.0, 1.0], [0.7, 0.75, 0.8], [1.3, 1.2, 1.2], [0.9, 1.0, 1.1], [1.25, 1.1, 1.0]])
+    gains /= np.exp(np.log(gains).mean(axis=0))
+    dimmed = [
+        torch.from_numpy(to_srgb(to_linear(image.numpy()) * gain[:, None, None]).clip(0, 1)).float()
+        for image, gain in zip(photographs.images, gains, strict=True)
+    ]
+    base = np.full((len(texels), 3), 0.5, dtype=np.float32)
+    result = blend_photographs(atlas, texels, Photographs(dimmed, photographs.cameras, photographs.alphas), base)
+    assert np.abs(result.gains * gains - 1).max() < 0.02
+    well = result.share > 0.99
+    assert np.sqrt(np.square(result.colors - paint(texels.positions))[well].mean()) < 0.02
+
+
+def test_their_border_does_not_show(scene):
+    atlas, texels, photographs, _ = scene
+    base = np.full((len(texels), 3), 0.1, dtype=np.float32)
+    result = blend_photographs(atlas, texels, photographs, base)
+    grid = np.full((192, 192), np.nan)
+    grid[texels.rows, texels.columns] = result.share
+    steps = np.abs(np.diff(grid, axis=0))
+    assert np.nanpercentile(steps, 99) < 0.35 and np.nanmean(steps) < 0.03
+
+
+def test_photographs_through_the_whole_export(scene):
+    _, _, photographs, ball = scene
+    options = ExportOptions(num_views=8, view_resolution=128, clean=CleanOptions(num_views=8, resolution=128))
+    mesh = mesh_of(ball.vertices, ball.faces, np.full((len(ball.vertices), 3), 0.1))
+    plain = export_mesh(mesh, None, 0.0, 128, options)
+    seen = []
+    asset = export_mesh(mesh, None, 0.0, 128, options, lambda *step: seen.append(step), photographs)
+    assert seen[-1] == ("bake", 13, 13)
+    changed = np.abs(asset.texture.astype(int) - plain.texture).max(axis=2) > 10
+    assert 0.2 < changed.mean() < 0.9
+
+
+def test_linear_light_and_back():
+    values = np.linspace(0, 1, 256)
+    assert np.allclose(to_srgb(to_linear(values)), values, atol=1e-6)
+
+
+def test_pictures_that_do_not_fit_their_cameras_are_refused(scene):
+    photographs = scene[2]
+    with pytest.raises(InputError, match="5 cameras"):
+        Photographs(photographs.images[:3], photographs.cameras)
+    with pytest.raises(InputError, match=r"Photograph 0 must be \[3, 256, 256\]"):
+        Photographs([image[:, :100] for image in photographs.images], photographs.cameras)

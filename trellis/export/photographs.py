@@ -1,0 +1,168 @@
+"""Photographs painted over a baked texture where they see the surface well.
+
+Each texel asks every photograph whose camera sees it. A photograph counts more the more frontal it looks, and fades out
+towards silhouettes, depth edges and the rim of the image, so that none of its borders shows. Before blending, the
+photographs' exposures and white balances are matched to each other where they see the same texels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy import ndimage
+
+from trellis.errors import InputError
+from trellis.export.bake import DEPTH_TOLERANCE, gather
+from trellis.export.texels import Texels
+from trellis.export.unwrap import Atlas
+from trellis.export.views import Looker
+from trellis.renderers.cameras import Cameras
+
+_FEATHER = 0.03  # of the image's shorter side: the width over which a photograph fades in
+_STEEP = 4.0  # depth per pixel's width that a single sheet may have
+_FRONTAL = 0.3  # squared cosine from which on a texel is the photographs' alone: seen from within 57 degrees
+_MAX_GAIN = 2.0  # a photograph is made at most this many times brighter or darker
+_GAIN_PRIOR = 0.02  # of the usual weight: photographs without overlap keep their exposure
+_MAX_PAIRS = 60_000  # texels that take part in matching exposures
+_DARK, _BRIGHT = 0.02, 0.97  # sRGB; outside, a pixel is clipped or noise and tells nothing about exposure
+
+
+@dataclass(frozen=True, eq=False)
+class Photographs:
+    """Pictures of the object with known cameras.
+
+    Attributes:
+        images: N of [3, H, W] float in [0, 1], sRGB.
+        cameras: N, object frame, each of its image's size.
+        alphas: N of [1, H, W] float in [0, 1], the object, cut out; None trusts the outline of the mesh.
+
+    Raises:
+        InputError: numbers or sizes that do not fit together.
+    """
+
+    images: Sequence[torch.Tensor]
+    cameras: Cameras
+    alphas: Sequence[torch.Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        alphas = self.alphas if self.alphas is not None else [None] * len(self.images)
+        if not len(self.images) == len(alphas) == len(self.cameras):
+            raise InputError(
+                f"Every photograph needs a camera and a cut-out: {len(self.images)} photographs came with "
+                f"{len(self.cameras)} cameras and {len(alphas)} cut-outs."
+            )
+        for k, (image, alpha) in enumerate(zip(self.images, alphas, strict=True)):
+            size = self.cameras.height_width(k)
+            if tuple(image.shape) != (3, *size) or (alpha is not None and tuple(alpha.shape) != (1, *size)):
+                raise InputError(
+                    f"Photograph {k} must be [3, {size[0]}, {size[1]}] like its camera, but is {list(image.shape)}."
+                )
+
+
+@dataclass(frozen=True, eq=False)
+class PhotoColors:
+    """colors: [T, 3] of the texels. share: [T] in [0, 1], how far photographs decided. gains: [N, 3], linear light."""
+
+    colors: np.ndarray
+    share: np.ndarray
+    gains: np.ndarray
+
+
+def blend_photographs(
+    atlas: Atlas,
+    texels: Texels,
+    photographs: Photographs,
+    base: np.ndarray,
+    on_view: Callable[[int], None] | None = None,
+) -> PhotoColors:
+    """Lay photographs over `base` colours [T, 3] (sRGB in [0, 1], from splats or vertex colours).
+
+    Args:
+        atlas, texels: as in `bake.bake_views`.
+        photographs: the pictures.
+        base: what remains where no photograph looks, and what they fade into.
+        on_view: called with the number of photographs done; may raise to stop.
+    """
+    looker, cameras = Looker(atlas.surface), photographs.cameras
+    radius = max(atlas.surface.bounding_sphere()[1], 1e-6)
+    seen: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # texel indices, linear colours, weights
+    for k in range(len(cameras)):
+        hit = looker.look(cameras, k)
+        depth = np.where(hit.face_ids >= 0, hit.depth, np.float32(np.inf))
+        alpha = None if photographs.alphas is None else photographs.alphas[k][0].detach().cpu().float().numpy()
+        pixel = float(hit.depth.max()) / float(cameras.intrinsics[k, 0, 0])
+        trusted = _feathered(depth, alpha, DEPTH_TOLERANCE * radius + _STEEP * pixel)
+        color = np.ascontiguousarray(photographs.images[k].detach().cpu().float().permute(1, 2, 0).numpy())
+        sums, weights = gather(texels, cameras, k, color, trusted, depth, DEPTH_TOLERANCE * radius)
+        index = np.flatnonzero(weights > 0)
+        seen.append((index, to_linear(sums[index] / weights[index, None]), weights[index]))
+        if on_view is not None:
+            on_view(k + 1)
+    gains = match_exposures(seen, len(texels))
+    sums, weights = np.zeros((len(texels), 3), np.float32), np.zeros(len(texels), np.float32)
+    best = np.zeros(len(texels), np.float32)
+    for (index, color, weight), gain in zip(seen, gains, strict=True):
+        best[index] = np.maximum(best[index], np.sqrt(weight))  # `gather` weighs with the fourth power of the cosine
+        weight = weight**2  # the best view decides; averaging many blurs what their cameras do not agree on
+        sums[index] += weight[:, None] * to_srgb(color * gain)
+        weights[index] += weight
+    share = (best / _FRONTAL).clip(0, 1)
+    share = share * share * (3 - 2 * share)
+    colors = np.where(weights[:, None] > 0, sums / np.maximum(weights, 1e-12)[:, None], base)
+    return PhotoColors((base + share[:, None] * (colors - base)).clip(0, 1), share, gains)
+
+
+def match_exposures(seen: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], num_texels: int) -> np.ndarray:
+    """Gains [N, 3] for linear colours that make N photographs agree where they see the same texels.
+
+    With l the logarithm of a colour and m the unknown one of a texel, sum of w (l + g - m)^2 is smallest for the g that
+    solve an N x N system per channel, after each m is eliminated as the weighted mean. The gains' product is 1.
+    """
+    count = len(seen)
+    step = max(1, num_texels // _MAX_PAIRS)
+    rows = -(-num_texels // step)
+    logs, weights = np.zeros((count, rows, 3)), np.zeros((count, rows, 3))
+    for k, (index, color, weight) in enumerate(seen):
+        chosen = index % step == 0
+        usable = (color[chosen] > to_linear(np.array(_DARK))) & (color[chosen] < to_linear(np.array(_BRIGHT)))
+        logs[k, index[chosen] // step] = np.log(np.maximum(color[chosen], 1e-4))
+        weights[k, index[chosen] // step] = weight[chosen, None] * usable
+    gains = np.ones((count, 3))
+    for channel in range(3):
+        w, value = weights[..., channel], logs[..., channel]
+        total = np.maximum(w.sum(axis=0), 1e-12)
+        matrix = np.diag(w.sum(axis=1)) - (w / total) @ w.T
+        right = ((value * w).sum(axis=0) / total * w - w * value).sum(axis=1)
+        prior = _GAIN_PRIOR * max(np.trace(matrix) / count, 1e-9)
+        solution = np.linalg.solve(matrix + prior * np.eye(count), right)
+        gains[:, channel] = np.exp((solution - solution.mean()).clip(-np.log(_MAX_GAIN), np.log(_MAX_GAIN)))
+    return gains
+
+
+def to_linear(srgb: np.ndarray) -> np.ndarray:
+    """Linear light of sRGB values in [0, 1] (IEC 61966-2-1)."""
+    return np.where(srgb <= 0.04045, srgb / 12.92, ((np.maximum(srgb, 0.04045) + 0.055) / 1.055) ** 2.4)
+
+
+def to_srgb(linear: np.ndarray) -> np.ndarray:
+    """sRGB of linear light; the inverse of `to_linear`."""
+    return np.where(linear <= 0.0031308, linear * 12.92, 1.055 * np.maximum(linear, 0.0031308) ** (1 / 2.4) - 0.055)
+
+
+def _feathered(depth: np.ndarray, alpha: np.ndarray | None, step: float) -> np.ndarray:
+    """[H, W] float32 in [0, 1]: 0 at the border of what a photograph shows of one sheet of surface, rising inwards.
+
+    Neighbouring pixels whose depths differ by more than `step` show two sheets.
+    """
+    near = ndimage.minimum_filter(depth, 3)  # empty pixels are infinitely far
+    inside = np.isfinite(depth)
+    inside[inside] = depth[inside] - near[inside] <= step
+    if alpha is not None:
+        inside &= alpha > 0.5
+    framed = np.pad(inside, 1)  # outside the image there is nothing
+    distance = ndimage.distance_transform_edt(framed)[1:-1, 1:-1]
+    ramp = (distance / max(_FEATHER * min(depth.shape), 1)).clip(0, 1)
+    return (ramp * ramp * (3 - 2 * ramp)).astype(np.float32)
