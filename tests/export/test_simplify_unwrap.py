@@ -9,8 +9,9 @@ from shapes import mesh_of, patch_cube, sphere
 
 from trellis.errors import InputError
 from trellis.export.distance import point_triangle_distances, surface_distance
+from trellis.export.needles import flip_needles
 from trellis.export.simplify import simplify
-from trellis.export.surface import surface_of
+from trellis.export.surface import Surface, surface_of
 from trellis.export.unwrap import taubin_smooth, unwrap
 
 
@@ -93,3 +94,12 @@ def test_taubin_removes_noise_without_shrinking():
 def test_texture_sizes_out_of_range_are_refused(size):
     with pytest.raises(InputError, match="texture size"):
         unwrap(surface(sphere(0.4, 1)), size)
+
+
+def test_a_needle_gives_its_corner_to_its_neighbour():
+    vertices = np.array([[0, 0, 0], [1, 0, 0], [0.5, 0, 0], [0.5, -1, 0], [0.5, 1, 0]], dtype=np.float32)
+    faces = np.array([[0, 1, 2], [1, 0, 3], [0, 2, 4], [2, 1, 4]], dtype=np.int32)
+    fixed = flip_needles(Surface(vertices, faces))
+    areas = fixed.face_areas()
+    assert (areas > 0).all() and areas.sum() == pytest.approx(1.0)
+    assert (fixed.face_vectors()[:, 2] > 0).all() == (Surface(vertices, faces).face_vectors()[[1, 2, 3], 2] > 0).all()

@@ -19,6 +19,8 @@ from trellis.export.topology import EdgeTable, flips_to_agree, pieces, position_
 from trellis.export.views import surround
 from trellis.export.visibility import count_sightings
 
+MAX_FACES = 1_500_000  # three times a decode at full size; beyond, vertices are merged on a grid first
+
 
 @dataclass(frozen=True)
 class CleanOptions:
@@ -55,7 +57,7 @@ def clean(surface: Surface, options: CleanOptions | None = None) -> Surface:
         InputError: nothing usable is left.
     """
     options = options or CleanOptions()
-    surface = drop_broken_faces(surface)
+    surface = reduced(drop_broken_faces(surface), MAX_FACES)
     surface = drop_specks(surface, options.speck_size)
     surface = drop_hidden(surface, options)
     if options.fill_holes:
@@ -84,6 +86,30 @@ def drop_broken_faces(surface: Surface) -> Surface:
             "so there is nothing to export."
         )
     return surface.with_faces(faces)
+
+
+def reduced(surface: Surface, max_faces: int) -> Surface:
+    """At most `max_faces` faces: vertices in the same cell of a grid become one, in time linear in the mesh.
+
+    It bounds the time and memory of all that follows; detail finer than a cell, 1/2048 of the longest side or a
+    little more, is lost.
+    """
+    resolution = 2048
+    while len(surface.faces) > max_faces:
+        low = surface.vertices.min(axis=0)
+        cell = max(float(np.ptp(surface.vertices, axis=0).max()) / resolution, 1e-12)
+        cells = np.floor((surface.vertices - low) / cell).astype(np.int64) @ np.array([1, 4096, 4096**2])
+        _, group = np.unique(cells, return_inverse=True)
+        count = np.bincount(group)
+
+        def mean(values: np.ndarray, group: np.ndarray = group, count: np.ndarray = count) -> np.ndarray:
+            sums = [np.bincount(group, values[:, k]) for k in range(3)]
+            return (np.stack(sums, axis=1) / count[:, None]).astype(np.float32)
+
+        colors = None if surface.colors is None else mean(surface.colors)
+        surface = drop_broken_faces(Surface(mean(surface.vertices), group[surface.faces].astype(np.int32), colors))
+        resolution = int(resolution * 0.7)
+    return surface
 
 
 def drop_specks(surface: Surface, speck_size: float) -> Surface:

@@ -8,6 +8,7 @@ import fast_simplification
 import numpy as np
 
 from trellis.errors import InputError
+from trellis.export.needles import flip_needles
 from trellis.export.surface import Surface
 from trellis.export.topology import position_ids
 
@@ -52,7 +53,8 @@ def simplify(
             break
     if len(faces) == 0:  # collapsed to nothing: flat or thread-like beyond what quadrics can judge
         return welded
-    return weld(Surface((points * radius + center).astype(np.float32), np.ascontiguousarray(faces, dtype=np.int32)))
+    low = Surface((points * radius + center).astype(np.float32), np.ascontiguousarray(faces, dtype=np.int32))
+    return flip_needles(weld(low))
 
 
 def weld(surface: Surface) -> Surface:
