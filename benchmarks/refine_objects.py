@@ -28,23 +28,23 @@ _SPECULAR, _SHININESS = 0.15, 30.0
 
 
 def load_object(file: Path, texture_size: int = 512) -> tuple[Asset, Tensor]:
-    """The true asset (base colour, unlit) and its texture [3, S, S] linear. Flat faces are cut down to 0.03 a side."""
+    """The true asset (base colour, unlit) and its texture [3, S, S] linear. Long faces are split."""
     mesh = trimesh.load(file, force="mesh", process=False)
     texture = np.asarray(mesh.visual.material.baseColorTexture.convert("RGB"))
     vertices, uvs = from_gltf_frame(np.asarray(mesh.vertices, np.float32)), np.asarray(mesh.visual.uv)
     both = np.concatenate([vertices, uvs], axis=1)
-    both, faces = _densify(both, np.asarray(mesh.faces), 0.03)
+    both, faces = _densify(both, np.asarray(mesh.faces), 0.06)
     asset = asset_of(TexturedMesh(both[:, :3].astype(np.float32), faces, both[:, 3:].astype(np.float32),
                                   both[:, :3], texture), texture_size)  # fmt: skip
     return asset, srgb_to_linear(torch.from_numpy(texture.astype(np.float32) / 255).permute(2, 0, 1))
 
 
 def photograph(asset: Asset, texture: Tensor, environment_file: Path, cameras: Cameras) -> Views:
-    """What the cameras see under an environment, of mean brightness about one."""
+    """What the cameras see under an environment, of mean radiance about 0.6, so that little is clipped."""
     environment = environment_from_hdr(read_hdr(environment_file), (32, 64))
     angles, directions = solid_angles(32, 64), texel_directions(32, 64)
     radiance = (environment.reshape(3, -1) * angles).clamp(max=2.0)
-    radiance = radiance / radiance.sum(1).mean() * 4 * np.pi
+    radiance = radiance / radiance.sum(1).mean() * 0.6 * 4 * np.pi
     images, masks = [], []
     for index in range(len(cameras)):
         height, width = cameras.height_width(index)
@@ -86,7 +86,7 @@ def _densify(vertices: np.ndarray, faces: np.ndarray, longest: float) -> tuple[n
     for _ in range(5):
         a, b, c = (vertices[faces[:, k], :3] for k in range(3))
         sides = np.stack([np.linalg.norm(x - y, axis=1) for x, y in ((a, b), (b, c), (c, a))])
-        if sides.max() <= longest or len(faces) > 30_000:
+        if sides.max() <= longest or len(faces) > 15_000:
             break
         edges = np.sort(faces[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2), axis=1)
         unique, place = np.unique(edges, axis=0, return_inverse=True)

@@ -41,8 +41,8 @@ class FitOptions:
     exposure: bool = False
     normal_map: bool = False
     turntable: bool = False
-    smoothness: float = 19.0
-    vertex_rate: float = 4e-3
+    smoothness: float = 3.0
+    vertex_rate: float = 0.03
     color_rate: float = 0.02
     orm_rate: float = 0.01
     light_rate: float = 0.02
@@ -59,21 +59,22 @@ class FitOptions:
 class Fit:
     """An asset under refinement against N views.
 
-    `parameters` holds every number that may change, by name: vertices [V, 3] (preconditioned), color [3, S, S],
-    orm [2, S, S], normal [3, S, S], light [3, H, 2H] (logarithm), twists [N, 6], log_focals [N], exposures [N] (log).
+    `parameters` holds every number that may change, by name: vertices [V, 3] (preconditioned if fitted),
+    color [3, S, S], orm [2, S, S], normal [3, S, S], light [3, H, 2H] (logarithm), twists [N, 6], log_focals [N], exposures [N] (log).
     """
 
     def __init__(self, asset: Asset, cameras: Cameras, options: FitOptions) -> None:
         self.asset, self.cameras, self.options = asset, cameras, options
         vertices, material = asset.geometry.vertices.detach(), asset.material
-        self.steps = LargeSteps(asset.geometry.faces, len(vertices), options.smoothness)
-        self.smooth = SmoothnessTerms(vertices, asset.geometry.faces)
+        if options.geometry:
+            self.steps = LargeSteps(asset.geometry.faces, len(vertices), options.smoothness)
+            self.smooth = SmoothnessTerms(vertices, asset.geometry.faces)
         size, count = material.base_color.shape[-1], len(cameras)
         normal = torch.zeros(3, size, size)
         normal[2] = 1
         light = asset.environment if asset.environment is not None else torch.ones(3, *FITTED_SIZE)
         start = {
-            "vertices": self.steps.to_parameter(vertices),
+            "vertices": self.steps.to_parameter(vertices) if options.geometry else vertices.clone(),
             "color": material.base_color.clone(),
             "orm": material.orm.clone(),
             "normal": normal if material.normal is None else material.normal.clone(),

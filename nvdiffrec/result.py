@@ -1,0 +1,130 @@
+"""Writing a refined asset: PBR mesh, fitted environment, cameras, tables and relit turntables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from nvdiffrec.asset import Asset
+from nvdiffrec.hdr import read_hdr, write_hdr
+from nvdiffrec.light import LOADED_SIZE, environment_from_hdr, filter_light
+from nvdiffrec.optimise import RefineResult
+from nvdiffrec.shading import PreparedMaterial, render
+from nvdiffrec.views import Views, linear_to_srgb
+from trellis.export.gltf import to_gltf_frame, write_glb
+from trellis.files import replacing
+from trellis.renderers.camera_formats import to_transforms
+from trellis.renderers.cameras import Cameras, turntable
+
+_BRIGHTEST = 30.0  # of the mean; a sun of a few texels would otherwise flicker through the filtered copies
+_MEAN_RADIANCE = 0.8  # environments are brought to this brightness
+
+
+def write_result(folder: str | PathLike[str], result: RefineResult, views: Views) -> list[str]:
+    """Write `mesh.glb`, `transforms.json`, `scores.json` and, if a light was fitted, `environment.hdr`.
+
+    Mesh and cameras are in the glTF frame; the environment's up is the frame's y, as viewers expect.
+
+    Args:
+        views: the photographs that were refined against; `transforms.json` names them `images/NNN.png`, as their
+            `save` does.
+
+    Returns:
+        The names of the files.
+    """
+    folder = Path(folder)
+    write_glb(folder / "mesh.glb", pbr_mesh(result.asset))
+    names = [f"images/{index:03d}.png" for index in range(len(views))]
+    record = {
+        "helped": result.helped,
+        "message": result.message,
+        "cancelled": result.cancelled,
+        "views": [
+            {"name": before.name, "held_out": before.held_out, "before": _numbers(before), "after": _numbers(after)}
+            for before, after in zip(result.before, result.after, strict=True)
+        ],
+    }
+    texts = {"transforms.json": to_transforms(result.cameras, names), "scores.json": record}
+    for name, content in texts.items():
+        with replacing(folder / name) as temporary:
+            temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    files = ["mesh.glb", *texts]
+    if result.asset.environment is not None:
+        write_hdr(folder / "environment.hdr", result.asset.environment.permute(1, 2, 0).numpy())
+        files.append("environment.hdr")
+    return files
+
+
+def pbr_mesh(asset: Asset):
+    """A `trimesh.Trimesh` in the glTF frame with base colour, roughness and metallic textures, and a normal map if any.
+
+    An asset without a light of its own has its shading in the base colour, and comes rough and not metallic.
+    """
+    import trimesh
+    from trimesh.visual.material import PBRMaterial
+
+    atlas, material = asset.atlas, asset.material
+    roughness, metallic = material.orm.detach()
+    maps = {"baseColorTexture": _picture(linear_to_srgb(material.base_color.detach()))}
+    if material.normal is not None:
+        unit = torch.nn.functional.normalize(material.normal.detach(), dim=0)
+        maps["normalTexture"] = _picture((unit + 1) / 2)
+    # glTF keeps roughness in green and metallic in blue; red is occlusion, which is not used.
+    maps["metallicRoughnessTexture"] = _picture(torch.stack([torch.ones_like(roughness), roughness, metallic]))
+    surface = PBRMaterial(
+        name="surface",
+        baseColorFactor=np.array([255, 255, 255, 255], dtype=np.uint8),
+        metallicFactor=1.0,
+        roughnessFactor=1.0,
+        alphaMode="OPAQUE",
+        doubleSided=False,
+        **maps,
+    )
+    return trimesh.Trimesh(
+        vertices=to_gltf_frame(atlas.vertices),
+        faces=atlas.faces,
+        vertex_normals=to_gltf_frame(atlas.normals),
+        visual=trimesh.visual.TextureVisuals(uv=atlas.uvs, material=surface),
+        process=False,
+    )
+
+
+@torch.no_grad()
+def relit_frames(
+    asset: Asset, environment: Tensor, cameras: Cameras | None = None, background: float = 1.0
+) -> Iterator[np.ndarray]:
+    """The asset under another environment [3, H, 2H], a frame [H, W, 3] uint8 per camera (default: the turntable)."""
+    cameras = turntable() if cameras is None else cameras
+    material, light = PreparedMaterial.of(asset.material), filter_light(environment)
+    for index in range(len(cameras)):
+        size = cameras.height_width(index)
+        image = render(asset.geometry, material, light, cameras.extrinsics[index], cameras.intrinsics[index], size)
+        coverage = image[..., 3:].clamp(0, 1)
+        color = linear_to_srgb(image[..., :3] / coverage.clamp(min=1e-3)).clamp(0, 1)
+        frame = color * coverage + background * (1 - coverage)
+        yield (frame.numpy() * 255 + 0.5).astype(np.uint8)
+
+
+def load_environment(path: str | PathLike[str]) -> Tensor:
+    """An HDR file as an environment [3, 32, 64] of a fixed mean brightness, its sun dimmed to what filters well."""
+    environment = environment_from_hdr(read_hdr(path), LOADED_SIZE)
+    environment = environment / environment.mean().clamp(min=1e-6)
+    environment = environment.clamp(max=_BRIGHTEST)
+    return environment * (_MEAN_RADIANCE / environment.mean())
+
+
+def _picture(channels: Tensor) -> Image.Image:
+    pixels = channels.clamp(0, 1).permute(1, 2, 0).numpy()
+    return Image.fromarray((pixels * 255 + 0.5).astype(np.uint8))
+
+
+def _numbers(score) -> dict[str, float]:
+    return {key: round(value, 4) for key, value in asdict(score).items() if isinstance(value, float)}
