@@ -60,7 +60,8 @@ class Fit:
     """An asset under refinement against N views.
 
     `parameters` holds every number that may change, by name: vertices [V, 3] (preconditioned if fitted),
-    color [3, S, S], orm [2, S, S], normal [3, S, S], light [3, H, 2H] (logarithm), twists [N, 6], log_focals [N], exposures [N] (log).
+    color [3, S, S], orm [2, S, S], normal [3, S, S], light [3, H, 2H] (logarithm), twists [N, 6], log_focals [N],
+    exposures [N] (logarithm).
     """
 
     def __init__(self, asset: Asset, cameras: Cameras, options: FitOptions) -> None:

@@ -1,0 +1,300 @@
+"""Bring cameras from a frame of their own, at unknown scale, into the frame of an asset.
+
+Predicted cameras agree among themselves; one similarity places them all. Its scale and shift follow from where the
+silhouettes are and how large; its rotation is searched over all turns, because an object's frame says nothing about the
+first photograph's. Candidates are compared by silhouettes and colours, the best few and their half turns (objects are
+often nearly symmetric) are refined through the renderer, and the best one stays.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import Tensor
+
+from nvdiffrec.asset import Asset
+from nvdiffrec.camera_fit import rotation_of
+from nvdiffrec.losses import log_tonemapped_l1, mask_l2, silhouette_iou
+from nvdiffrec.shading import PreparedMaterial, render
+from nvdiffrec.views import Views
+from trellis.errors import InputError
+from trellis.renderers.cameras import Cameras, hammersley
+from trellis.renderers.rotations import quaternion_to_matrix
+
+_SEARCH_SIZE, _REFINE_SIZE = 40, 96  # pixels
+_SEARCH_VIEWS = 6
+_NUM_ROTATIONS = 400  # about 25 degrees from any rotation to the nearest
+_KEPT = 4  # candidates that are refined
+_REFINE_STEPS = 50
+_MASK_WEIGHT = 4.0
+_LEAST_IOU = 0.5  # a view below has not been placed ...
+_LEAST_SHARE = 0.75  # ... nor has one that agrees this much worse than the others
+_COLOR_SHARE = 0.5  # of the score, beside the silhouettes' IoU
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """asset = scale * rotation @ world + shift. rotation: [3, 3]; shift: [3]."""
+
+    rotation: Tensor
+    scale: float
+    shift: Tensor
+
+    def apply(self, cameras: Cameras) -> Cameras:
+        """The same cameras in the asset's frame."""
+        return Cameras(_moved(cameras.extrinsics, self.rotation, torch.tensor(self.scale), self.shift),
+                       cameras.intrinsics, cameras.image_size)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ViewPlacement:
+    """iou: of the silhouettes. residual: mean distance of their outlines in pixels of the search's picture, in percent
+    of its side. color_error: mean tone-mapped difference inside. confidence: in [0, 1]. placed: whether it is used."""
+
+    name: str
+    iou: float
+    residual: float
+    color_error: float
+    confidence: float
+    placed: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Registration:
+    """views: those that could be placed, with cameras in the asset's frame. placements: of all views, in order.
+    message: which views were left out, in a sentence, empty if none."""
+
+    views: Views
+    similarity: Similarity
+    placements: tuple[ViewPlacement, ...]
+    message: str
+
+
+def register(views: Views, asset: Asset, guess: Similarity | None = None, seed: int = 0) -> Registration:
+    """Place the cameras of `views` around the asset.
+
+    Args:
+        views: with cameras in any frame and at any scale, consistent with each other up to a few that may be wrong.
+        asset: its geometry and base colours (its own light if it has one) are compared.
+        guess: a placement to try as well, for instance the identity for cameras that should be in the frame already.
+
+    Raises:
+        InputError: fewer than two views, or no placement in which two views agree with the asset.
+    """
+    if len(views) < 2:
+        raise InputError("One view cannot be registered to an asset; at least two views are needed.")
+    comparison = _Comparison(views, asset)
+    start = _scale_and_shift(views, asset)
+    candidates = [start.with_rotation(rotation) for rotation in _rotations(seed)]
+    candidates += [guess] if guess is not None else []
+    picked = _spread(len(views))
+    scores = torch.tensor([comparison.score(c, picked, _SEARCH_SIZE) for c in candidates])
+    best = [candidates[int(i)] for i in scores.argsort(descending=True)[:_KEPT]]
+    best += [guess] if guess is not None else []
+    refined = [comparison.refine(candidate) for candidate in best]
+    everyone = list(range(len(views)))
+    final = max(refined, key=lambda c: comparison.score(c, everyone, _REFINE_SIZE))
+    for flipped in _half_turns(final, asset):
+        other = comparison.refine(flipped)
+        if comparison.score(other, everyone, _REFINE_SIZE) > comparison.score(final, everyone, _REFINE_SIZE):
+            final = other
+    placements = comparison.placements(final)
+    placed = [index for index, placement in enumerate(placements) if placement.placed]
+    if len(placed) < 2:
+        raise InputError(
+            "The photographs could not be matched to the asset: no placement agrees with two or more of them. "
+            "Check that they show the same object, and that its masks are right."
+        )
+    lost = [placement.name for placement in placements if not placement.placed]
+    message = f"Left out because they could not be placed: {', '.join(lost)}." if lost else ""
+    used = views.subset(placed)
+    return Registration(used.with_cameras(final.apply(used.cameras)), final, placements, message)
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What is known before the rotation: scale, and the two centres that must meet."""
+
+    scale: float
+    world_center: Tensor
+    asset_center: Tensor
+
+    def with_rotation(self, rotation: Tensor) -> Similarity:
+        return Similarity(rotation, self.scale, self.asset_center - self.scale * rotation @ self.world_center)
+
+
+class _Comparison:
+    """Renders the asset into the views for a placement and says how well both agree."""
+
+    def __init__(self, views: Views, asset: Asset) -> None:
+        self.asset, self.views = asset, views
+        self.material = PreparedMaterial.of(asset.material)
+        self._sizes = {size: views.scaled(size) for size in (_SEARCH_SIZE, _REFINE_SIZE)}
+        self._targets = {
+            size: [scaled.linear(index) for index in range(len(views))] for size, scaled in self._sizes.items()
+        }
+
+    def image(self, index: int, size: int, extrinsics: Tensor) -> tuple[Tensor, Tensor]:
+        views = self._sizes[size]
+        camera = views.cameras
+        image = render(
+            self.asset.geometry, self.material, None, extrinsics, camera.intrinsics[index], camera.height_width(index)
+        )
+        return image, self._targets[size][index]
+
+    @torch.no_grad()
+    def agreements(self, similarity: Similarity, indices: list[int], size: int) -> list[tuple[float, float]]:
+        """IoU and colour error of each view."""
+        cameras = similarity.apply(self._sizes[size].cameras)
+        pairs = (self.image(index, size, cameras.extrinsics[index]) for index in indices)
+        return [(silhouette_iou(i[..., 3], t[..., 3]), _color_error(i, t)) for i, t in pairs]
+
+    def score(self, similarity: Similarity, indices: list[int], size: int) -> float:
+        """Median over the views, so that a few wrong cameras do not decide."""
+        values = [iou - _COLOR_SHARE * error for iou, error in self.agreements(similarity, indices, size)]
+        return float(np.median(values))
+
+    def refine(self, similarity: Similarity) -> Similarity:
+        """Follow the gradients of silhouettes and colours; views that agree far worse than the others have no say."""
+        indices = list(range(len(self.views)))
+        ious = np.array([iou for iou, _ in self.agreements(similarity, indices, _REFINE_SIZE)])
+        trusted = [i for i in indices if ious[i] >= 0.6 * np.median(ious)][: 2 * _SEARCH_VIEWS]
+        change = torch.zeros(7, requires_grad=True)
+        optimiser = torch.optim.Adam([change], lr=0.02)
+        base = self._sizes[_REFINE_SIZE].cameras.extrinsics
+        best, best_loss = similarity, math.inf
+        for step in range(_REFINE_STEPS):
+            optimiser.param_groups[0]["lr"] = 0.02 * 0.1 ** (step / _REFINE_STEPS)
+            turn, grow = rotation_of(change[:3]), change[3].exp()
+            rotation, scale = turn @ similarity.rotation, similarity.scale * grow
+            shift = grow * turn @ similarity.shift + change[4:]
+            loss = torch.zeros(())
+            for index in trusted:
+                image, target = self.image(index, _REFINE_SIZE, _moved(base[index], rotation, scale, shift))
+                loss = loss + _MASK_WEIGHT * mask_l2(image[..., 3], target[..., 3])
+                loss = loss + log_tonemapped_l1(image[..., :3], target[..., :3])
+            if float(loss.detach()) < best_loss:
+                best_loss = float(loss.detach())
+                best = Similarity(rotation.detach(), float(scale.detach()), shift.detach())
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+        return best
+
+    @torch.no_grad()
+    def placements(self, similarity: Similarity) -> tuple[ViewPlacement, ...]:
+        indices = list(range(len(self.views)))
+        agreements = self.agreements(similarity, indices, _REFINE_SIZE)
+        usual = float(np.median([iou for iou, _ in agreements]))
+        cameras = similarity.apply(self._sizes[_REFINE_SIZE].cameras)
+        result = []
+        for index, (iou, error) in enumerate(agreements):
+            image, target = self.image(index, _REFINE_SIZE, cameras.extrinsics[index])
+            residual = outline_distance(image[..., 3] > 0.5, target[..., 3] > 0.5) / max(image.shape[:2]) * 100
+            placed = iou >= max(_LEAST_IOU, _LEAST_SHARE * usual)
+            confidence = min(1.0, iou / 0.95) * math.exp(-2 * error)
+            result.append(ViewPlacement(self.views.names[index], iou, residual, error, confidence, placed))
+        return tuple(result)
+
+
+def outline_distance(first: Tensor, second: Tensor) -> float:
+    """Mean distance in pixels between the outlines of two masks [H, W], both ways; the diagonal if one is empty."""
+    outlines = [mask.numpy() & ~ndimage.binary_erosion(mask.numpy()) for mask in (first, second)]
+    if not all(outline.any() for outline in outlines):
+        return float(np.hypot(*first.shape))
+    distances = [ndimage.distance_transform_edt(~outline) for outline in outlines]
+    return float((distances[0][outlines[1]].mean() + distances[1][outlines[0]].mean()) / 2)
+
+
+def _moved(extrinsics: Tensor, rotation: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """Extrinsics [..., 4, 4] after the world went through a similarity; depths grow with its scale."""
+    turned = extrinsics[..., :3, :3] @ rotation.T
+    translation = scale * extrinsics[..., :3, 3] - turned @ shift
+    top = torch.cat([turned, translation[..., None]], dim=-1)
+    return torch.cat([top, top.new_tensor([0, 0, 0, 1]).expand(*top.shape[:-2], 1, 4)], dim=-2)
+
+
+def _scale_and_shift(views: Views, asset: Asset) -> _Start:
+    """From the rays through the silhouettes' middles, and the silhouettes' sizes; medians, so a few may be wrong."""
+    cameras = views.cameras
+    pixels, sizes = [], []
+    for mask in views.masks:
+        inside = (mask[0] > 0.5).nonzero().float() + 0.5
+        pixels.append(inside.mean(0).flip(0))
+        sizes.append(math.sqrt(len(inside) / math.pi))
+    focal = cameras.intrinsics[:, [0, 1], [0, 1]]
+    rays = torch.cat([(torch.stack(pixels) - cameras.intrinsics[:, :2, 2]) / focal, torch.ones(len(views), 1)], dim=1)
+    rays = torch.nn.functional.normalize(rays, dim=1)
+    rays = (cameras.rotations.transpose(1, 2) @ rays[..., None])[..., 0]
+    weights = torch.ones(len(views))
+    for _ in range(10):  # least absolute distances by reweighting
+        projectors = (torch.eye(3) - rays[:, :, None] * rays[:, None, :]) * weights[:, None, None]
+        right = (projectors @ cameras.centers[..., None]).sum(0)
+        center = torch.linalg.lstsq(projectors.sum(0), right).solution[:, 0]
+        offset = center - cameras.centers
+        away = (offset - (offset * rays).sum(1, keepdim=True) * rays).norm(dim=1)
+        weights = 1 / (away + 1e-3 * offset.norm(dim=1).mean())
+        weights = weights / weights.max()
+    depth = ((cameras.rotations @ center) + cameras.translations)[:, 2]
+    usable = depth > 0
+    if not bool(usable.any()):
+        raise InputError("The cameras look away from each other, so that no place for the object is left.")
+    radius = float((torch.tensor(sizes) / focal.mean(1) * depth)[usable].median())
+    asset_radius, asset_center = _asset_size(asset)
+    return _Start(asset_radius / radius, center, asset_center)
+
+
+def _asset_size(asset: Asset) -> tuple[float, Tensor]:
+    """Radius of a disc as large as the asset's usual silhouette, and the middle of its silhouettes."""
+    vertices = asset.geometry.vertices
+    center = (vertices.amin(0) + vertices.amax(0)) / 2
+    moved = asset.geometry.with_vertices(vertices - center)
+    reach = float((vertices - center).norm(dim=1).max())
+    cameras = hammersley(12, radius=8 * reach, fov=15.0, size=64)
+    material = PreparedMaterial.of(asset.material)
+    sizes = []
+    with torch.no_grad():
+        for index in range(len(cameras)):
+            image = render(moved, material, None, cameras.extrinsics[index], cameras.intrinsics[index], (64, 64))
+            area = float(image[..., 3].sum())
+            sizes.append(math.sqrt(area / math.pi) / float(cameras.intrinsics[index, 0, 0]) * 8 * reach)
+    return float(np.median(sizes)), center
+
+
+def _rotations(seed: int) -> list[Tensor]:
+    """Random rotations, thinned to be spread evenly: of many, always the one farthest from those taken."""
+    generator = torch.Generator().manual_seed(seed)
+    quats = torch.nn.functional.normalize(torch.randn(4 * _NUM_ROTATIONS, 4, generator=generator), dim=1)
+    closeness = torch.zeros(len(quats))
+    taken = []
+    for _ in range(_NUM_ROTATIONS):
+        index = int(closeness.argmin())
+        taken.append(index)
+        closeness = torch.maximum(closeness, (quats @ quats[index]).abs())
+    return list(quaternion_to_matrix(quats[taken]))
+
+
+def _half_turns(similarity: Similarity, asset: Asset) -> list[Similarity]:
+    """The placement after half a turn about each axis through the asset's middle: where near symmetry misleads."""
+    vertices = asset.geometry.vertices
+    center = (vertices.amin(0) + vertices.amax(0)) / 2
+    turns = (torch.diag(torch.tensor(signs)) for signs in ((1.0, -1, -1), (-1.0, 1, -1), (-1.0, -1, 1)))
+    return [
+        Similarity(turn @ similarity.rotation, similarity.scale, turn @ (similarity.shift - center) + center)
+        for turn in turns
+    ]
+
+
+def _color_error(image: Tensor, target: Tensor) -> float:
+    both = (image[..., 3] > 0.5) & (target[..., 3] > 0.5)
+    if not bool(both.any()):
+        return 1.0
+    return float(log_tonemapped_l1(image[..., :3][both], target[..., :3][both]))
+
+
+def _spread(count: int) -> list[int]:
+    return sorted({round(k * (count - 1) / (_SEARCH_VIEWS - 1)) for k in range(_SEARCH_VIEWS)})
