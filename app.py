@@ -4,12 +4,12 @@ import sys
 
 import studio.environment  # noqa: F401  (first: it prepares what torch, numba and gradio read at import)
 
-# isort: split
-from studio.pages.launch import serve
-from trellis.errors import InputError
+if __name__ == "__main__":  # a worker process imports this file too, and has no use for the page
+    from studio.events import JobError
+    from studio.pages.launch import serve
+    from trellis.errors import InputError
 
-if __name__ == "__main__":
     try:
         serve()
-    except InputError as error:
+    except (InputError, JobError) as error:
         sys.exit(f"The studio cannot start. {error}")

@@ -5,4 +5,5 @@ import studio.environment  # noqa: F401  (first: it prepares what torch and numb
 # isort: split
 from studio.cli import main
 
-main()
+if __name__ == "__main__":  # a worker process imports this file too
+    main()

@@ -24,8 +24,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from studio.codec import decode, encode
-
 logger = logging.getLogger(__name__)
 
 FOLDER_VARIABLE = "RECONSTUDIO_CACHE"  # a folder, or "off"
@@ -74,6 +72,8 @@ class StageCache:
         if self.folder is None:
             return None
         file = self._file(key)
+        from studio.codec import decode  # brings torch, which not everyone who asks about a cache needs
+
         try:
             data = file.read_bytes()
         except OSError:
@@ -93,6 +93,8 @@ class StageCache:
         """Keep a value; returns whether it is kept. Never raises for reasons of storage."""
         if not self._writable:
             return False
+        from studio.codec import encode
+
         data = encode(value)
         if len(data) > self.max_bytes // 2:
             return False

@@ -37,10 +37,15 @@ class Engine:
         import torch
 
         from studio.fingerprint import environment_key
+
+        return environment_key(self.weights, self.pipeline.device.type, torch.get_num_threads())
+
+    @cached_property
+    def weights(self) -> dict[str, str]:
+        """SHA-256 of every weight file, by network."""
         from studio.report import weight_hashes
 
-        hashes = {name: entry["sha256"] for name, entry in weight_hashes(self.pipeline.report).items()}
-        return environment_key(hashes, self.pipeline.device.type, torch.get_num_threads())
+        return {name: entry["sha256"] for name, entry in weight_hashes(self.pipeline.report).items()}
 
 
 def chosen_checkpoint(checkpoint: str | None = None) -> str:

@@ -7,13 +7,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
+from studio import video
 from trellis.errors import InputError
 from trellis.pipelines.image_files import MAX_VIEWS, OPAQUE, open_image
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+SUFFIXES = (
+    ".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2", ".ppm", ".heic", ".heif",
+)  # fmt: skip
 
 
 class BadViewsError(InputError):
@@ -49,10 +53,15 @@ class View:
         return image if self.mask is None else with_mask(image, self.mask)
 
 
-def as_views(sources: Iterable[str | PathLike | Image.Image | View] | str | PathLike | None) -> list[View]:
+def as_views(
+    sources: Iterable[str | PathLike | Image.Image | View] | str | PathLike | None,
+    video_frames: int = video.DEFAULT_FRAMES,
+) -> list[View]:
     """1 to 32 views from image files, one folder of images (in the order of their names, numbers by value), or images.
 
-    Nothing is decoded yet; see `View.open` and `check_views`. Raises InputError if there are none or too many of them.
+    A video among them stands for its best `video_frames` frames, which are decoded at once. Everything else is not
+    decoded yet; see `View.open` and `check_views`. Raises InputError if there are no views or too many, or if a video
+    cannot be used.
     """
     if isinstance(sources, (str, PathLike)):
         sources = [sources]
@@ -61,9 +70,19 @@ def as_views(sources: Iterable[str | PathLike | Image.Image | View] | str | Path
         items = _images_in(Path(items[0]))
     if not items:
         raise InputError(f"There are no views yet: add 1 to {MAX_VIEWS} photos of one object.")
+    items = [view for item in items for view in _frames_of(item, video_frames)]
     if len(items) > MAX_VIEWS:
         raise InputError(f"{len(items)} views came, but at most {MAX_VIEWS} can be read together; leave some out.")
     return [_view(item, number) for number, item in enumerate(items, start=1)]
+
+
+def _frames_of(item: Any, count: int) -> list[Any]:
+    """The frames of a video as views, or the item itself."""
+    if not isinstance(item, (str, PathLike)) or Path(item).suffix.lower() not in video.SUFFIXES:
+        return [item]
+    name = Path(item).name
+    frames = video.choose_frames(item, count)
+    return [View(f"{name}, frame {number}", frame) for number, frame in enumerate(frames, start=1)]
 
 
 def check_views(views: Iterable[View]) -> tuple[list[View], list[str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ class Job:
         settings: with a definite seed.
         out_dir: folder for the files; made if it is missing.
         formats: further files to write beside the usual ones, from `trellis.export.bundle.FORMATS`.
+        use_cache: take finished stages from the cache and keep them there.
         user: on whose behalf; the queue serves users in turn.
         id: unique among all jobs.
     """
@@ -35,11 +36,9 @@ class Job:
     settings: ReconstructSettings
     out_dir: Path
     formats: tuple[str, ...] = ()
+    use_cache: bool = True
     user: str = LOCAL_USER
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
-
-    def with_settings(self, settings: ReconstructSettings) -> Job:
-        return replace(self, settings=settings)
 
 
 def make_job(
@@ -48,18 +47,21 @@ def make_job(
     out_dir: str | PathLike,
     *,
     formats: Sequence[str] = (),
+    use_cache: bool = True,
     user: str = LOCAL_USER,
 ) -> Job:
     """A job from what a person hands in. Draws the seed if a new one was asked for.
 
     Raises InputError: there are no views or too many, or a format is unknown. Files are not opened yet.
     """
-    from trellis.export.bundle import FORMATS
+    if formats:
+        from trellis.export.bundle import FORMATS  # brings torch
 
-    for name in formats:
-        if name not in FORMATS:
-            raise InputError(f"There is no export format {name!r}; choose from {', '.join(FORMATS)}.")
-    return Job(tuple(as_views(views)), settings.with_drawn_seed(), Path(out_dir), tuple(dict.fromkeys(formats)), user)
+        for name in formats:
+            if name not in FORMATS:
+                raise InputError(f"There is no export format {name!r}; choose from {', '.join(FORMATS)}.")
+    formats = tuple(dict.fromkeys(formats))
+    return Job(tuple(as_views(views)), settings.with_drawn_seed(), Path(out_dir), formats, use_cache, user)
 
 
 def job_from_json(value: Any, defaults: ReconstructSettings | None = None, user: str = LOCAL_USER) -> Job:

@@ -71,7 +71,9 @@ def run_job(
         Cancelled: `cancelled` said so.
         JobError: anything else; the details hold the traceback.
     """
-    run = Run(job, engine, emit, cancelled, cache or StageCache(None), history)
+    if cache is None or not job.use_cache:
+        cache = StageCache(None)
+    run = Run(job, engine, emit, cancelled, cache, history)
     try:
         return run.run(free_memory)
     except (InputError, Cancelled):

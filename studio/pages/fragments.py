@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from html import escape
 
-from studio.reconstruct import Progress, Result
+from studio.events import Progress, Result
 from studio.stages import STAGES
 
 HEADER = """

@@ -5,23 +5,25 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Callable
 
 import gradio as gr
 
-from studio.engine import ASSETS, Engine, load_engine
+from studio.engine import ASSETS
 from studio.pages import fragments, reconstruct
 from studio.pages.sessions import Sessions
+from studio.service import Service
 
 MAX_UPLOAD = "256mb"  # a file; what the image reader accepts
 MAX_WAITING = 16  # jobs
 _HOUR = 3600
 
 
-def build(engine: Engine, sessions: Sessions) -> gr.Blocks:
+def build(service: Service, sessions: Sessions) -> gr.Blocks:
     """The page, without a server."""
     with gr.Blocks(title="Reconstruction studio", delete_cache=(_HOUR, 24 * _HOUR), analytics_enabled=False) as page:
         gr.HTML(fragments.HEADER, padding=False)
-        reconstruct.build(engine, sessions)
+        reconstruct.build(service, sessions)
 
         def close(request: gr.Request) -> None:
             sessions.close(request.session_hash)
@@ -41,9 +43,13 @@ def serve(checkpoint: str | None = None, device: str | None = None) -> None:
         print(sentence, flush=True)
 
     signal.signal(signal.SIGTERM, _interrupt)  # so that a stopped container also closes the server and its files
-    engine = load_engine(checkpoint, device, say)
     sessions = Sessions()
-    page = build(engine, sessions)
+    service = Service(checkpoint, [device], say=say)
+    with service:
+        _serve(build(service, sessions), sessions, say)
+
+
+def _serve(page: gr.Blocks, sessions: Sessions, say: Callable[[str], None]) -> None:
     _, address, _ = page.launch(
         share=False,
         quiet=True,

@@ -9,12 +9,14 @@ from typing import Any
 
 import gradio as gr
 
-from studio.engine import ASSETS, Engine
+from studio.engine import ASSETS
+from studio.events import Cancelled, JobError, Progress, Result
 from studio.inputs import BadViewsError, as_views, check_views
+from studio.job import make_job
 from studio.pages import fragments
 from studio.pages.controls import SettingControls
 from studio.pages.sessions import Sessions
-from studio.reconstruct import Cancelled, Result, reconstruct
+from studio.service import Service
 from trellis.errors import InputError
 from trellis.pipelines.image_files import MAX_VIEWS
 
@@ -31,14 +33,14 @@ _SETTINGS_TABS = {
 }  # fmt: skip
 
 
-def build(engine: Engine, sessions: Sessions) -> None:
+def build(service: Service, sessions: Sessions) -> None:
     """Create the page inside the current `gr.Blocks`."""
-    _Page(engine, sessions)
+    _Page(service, sessions)
 
 
 class _Page:
-    def __init__(self, engine: Engine, sessions: Sessions) -> None:
-        self._engine, self._sessions = engine, sessions
+    def __init__(self, service: Service, sessions: Sessions) -> None:
+        self._service, self._sessions = service, sessions
         with gr.Row(elem_classes="page"):
             with gr.Column(scale=5, min_width=320, elem_classes="inputs"):
                 self._build_photos()
@@ -83,7 +85,7 @@ class _Page:
             )
 
     def _build_settings(self) -> None:
-        self.controls = SettingControls(self._engine.defaults)
+        self.controls = SettingControls(self._service.defaults)
         with gr.Accordion("Settings", open=False, elem_id="settings"):
             with gr.Row():
                 self.controls.add("seed", "randomise_seed")
@@ -138,8 +140,7 @@ class _Page:
             self._run,
             [self.photos, *self.controls.components],
             self.status,
-            concurrency_limit=1,
-            concurrency_id="reconstruction",
+            concurrency_limit=None,  # the service has a queue of its own
             show_progress="hidden",
             **private,
         )
@@ -192,19 +193,14 @@ class _Page:
         try:
             settings = self.controls.settings(values)
             views = as_views([file for file, _ in gallery or ()])
-            job = reconstruct(
-                views,
-                settings,
-                session.new_run(),
-                self._engine.pipeline,
-                cancel=session.cancel,
-                checkpoint=self._engine.checkpoint,
-            )
+            job = make_job(views, settings, session.new_run(), user=request.session_hash or "page")
             shown, stage = 0.0, ""
-            for message in job:
+            for message in self._service.submit(job, session.cancel).events():
                 if isinstance(message, Result):
                     session.unseen = message
                     yield fragments.finished(message)
+                elif not isinstance(message, Progress):
+                    continue
                 elif message.stage != stage or time.monotonic() - shown >= _UPDATE_SECONDS:
                     shown, stage = time.monotonic(), message.stage
                     yield fragments.running(message)
@@ -215,6 +211,8 @@ class _Page:
             for sentence in sentences:
                 gr.Warning(sentence, duration=6)
             yield fragments.stopped("That did not work", sentences)
+        except JobError as error:
+            yield fragments.stopped("Something went wrong", [str(error)])
         except Exception:
             apology = "The studio failed. Please try again; the server's log says more."
             yield fragments.stopped("Something went wrong", [apology])

@@ -8,7 +8,7 @@ import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from studio.reconstruct import Result
+from studio.events import Result
 
 
 @dataclass

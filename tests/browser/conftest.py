@@ -43,6 +43,8 @@ def server(server_folder: Path) -> Iterator[str]:
         "GRADIO_TEMP_DIR": str(folder / "uploads"),
         "TMPDIR": str(folder / "tmp"),
         "HF_HUB_OFFLINE": "1",
+        "RECONSTUDIO_CACHE": "off",  # the same photos again must take their time
+        "RECONSTUDIO_HISTORY": str(folder / "history.jsonl"),
     }
     address = f"http://127.0.0.1:{port}"
     with (folder / "log").open("w") as log:

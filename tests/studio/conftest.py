@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from studio_settings import QUICK
 from tiny_checkpoint import write_tiny_checkpoint
 
 from studio.engine import Engine, load_engine
+from studio.service import Service
 from studio.settings import ReconstructSettings, make_settings
 
 
@@ -34,3 +36,15 @@ def own_folders(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mo
 def quick(engine: Engine) -> ReconstructSettings:
     """The tiny checkpoint's settings with a small texture and a short turntable."""
     return make_settings(QUICK, engine.defaults)
+
+
+@pytest.fixture(scope="session")
+def service(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A real worker process, started once, with a cache of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("service")
+        patch.setenv("RECONSTUDIO_CACHE", str(folder / "stages"))
+        patch.setenv("RECONSTUDIO_HISTORY", str(folder / "history.jsonl"))
+        service = Service(str(checkpoint), ["cpu"]).start()
+    with service:
+        yield service

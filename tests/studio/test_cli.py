@@ -29,11 +29,39 @@ def photos(tmp_path) -> Path:
     return folder
 
 
+class SharedService:
+    """What a command gets instead of a worker process of its own: the tests' one, which outlives the command."""
+
+    def __init__(self, service) -> None:
+        self._service = service
+
+    def __getattr__(self, name: str):
+        return getattr(self._service, name)
+
+    def start(self, stop):
+        return self
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+
+@pytest.fixture
+def shared_worker(service, monkeypatch):
+    monkeypatch.setattr("studio.cli_options.Service", lambda *_, **__: SharedService(service))
+
+
+def invoke(*args: object):
+    return CliRunner().invoke(app, [str(arg) for arg in args])
+
+
 def run(*args: object):
-    return CliRunner().invoke(app, ["reconstruct", *(str(arg) for arg in args)])
+    return invoke("reconstruct", *args)
 
 
-def test_a_folder_of_photos_becomes_an_asset(photos, checkpoint, tmp_path):
+def test_a_folder_of_photos_becomes_an_asset(photos, checkpoint, shared_worker, tmp_path):
     outcome = run(photos, "-o", tmp_path / "out", "--checkpoint", checkpoint, "--seed", 4, *FAST)
     assert outcome.exit_code == 0, outcome.output
     assert "Finished in" in outcome.stdout and "mesh.glb" in outcome.stdout
@@ -42,19 +70,19 @@ def test_a_folder_of_photos_becomes_an_asset(photos, checkpoint, tmp_path):
     assert [view["name"] for view in record["views"]] == ["0.png", "1.png"]
 
 
-def test_json_lines(photos, checkpoint, tmp_path):
+def test_json_lines(photos, checkpoint, shared_worker, tmp_path):
     files = sorted(photos.iterdir())
     outcome = run(*files, "-o", tmp_path / "out", "--checkpoint", checkpoint, "--json", "--structure-cfg-interval",
                   0.5, 0.9, *FAST)  # fmt: skip
     assert outcome.exit_code == 0, outcome.output
     lines = [json.loads(line) for line in outcome.stdout.splitlines()]
-    assert {line["event"] for line in lines} == {"message", "progress", "result"}
+    assert {line["event"] for line in lines} - {"queued", "message"} == {"progress", "result"}
     assert Path(lines[-1]["mesh"]).is_file() and lines[-1]["event"] == "result"
     record = json.loads(Path(lines[-1]["run"]).read_text())
     assert record["settings"]["structure"]["cfg_interval"] == [0.5, 0.9]
 
 
-def test_bad_photos_end_with_2_and_a_sentence(tmp_path, checkpoint):
+def test_bad_photos_end_with_2_and_a_sentence(tmp_path, checkpoint, shared_worker):
     (tmp_path / "text.png").write_text("hello")
     outcome = run(tmp_path / "text.png", "-o", tmp_path / "out", "--checkpoint", checkpoint)
     assert outcome.exit_code == 2
@@ -123,6 +151,118 @@ def test_ctrl_c_cancels(photos, checkpoint, tmp_path):
     rest, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     assert json.loads(rest.splitlines()[-1]) == {
-        "event": "error", "message": "Cancelled; nothing was written.", "exit_code": 130
-    }  # fmt: skip
+        "event": "error",
+        "message": "Cancelled; the same command goes on from the stages that were finished.",
+        "exit_code": 130,
+    }
     assert not (tmp_path / "out").exists()
+
+
+def test_a_replay_is_bit_equal_and_says_so(photos, shared_worker, tmp_path):
+    assert run(photos, "-o", tmp_path / "out", "--seed", 5, *FAST).exit_code == 0
+    outcome = invoke("replay", tmp_path / "out", "-o", tmp_path / "again", "--json")
+    assert outcome.exit_code == 0, outcome.output
+    assert json.loads(outcome.stdout.splitlines()[-1])["same"] is True
+    assert json.loads((tmp_path / "again" / "run.json").read_text())["cached"] == []  # it was really made again
+    for name in ("mesh.glb", "gaussian.ply"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    record["files"]["mesh.glb"] = "0" * 64
+    (tmp_path / "out" / "run.json").write_text(json.dumps(record))
+    outcome = invoke("replay", tmp_path / "out" / "run.json", "-o", tmp_path / "third")
+    assert outcome.exit_code == 3 and "mesh.glb differs." in outcome.stdout
+
+    (tmp_path / "out" / "views" / "000.png").write_bytes(b"something else")
+    outcome = invoke("replay", tmp_path / "out", "-o", tmp_path / "fourth")
+    assert outcome.exit_code == 2 and "has been changed since" in outcome.stderr
+    record["views"][0]["file"] = "../../secret.png"
+    (tmp_path / "out" / "run.json").write_text(json.dumps(record))
+    assert "is missing beside its run.json" in invoke("replay", tmp_path / "out", "-o", tmp_path / "fifth").stderr
+
+
+def test_a_replay_with_other_networks_is_refused(photos, shared_worker, tmp_path):
+    assert run(photos, "-o", tmp_path / "out", "--seed", 5, *FAST).exit_code == 0
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    next(iter(record["weights"].values()))["sha256"] = "0" * 64
+    (tmp_path / "out" / "run.json").write_text(json.dumps(record))
+    outcome = invoke("replay", tmp_path / "out", "-o", tmp_path / "again")
+    assert outcome.exit_code == 2 and "used other networks" in outcome.stderr
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"settings": 3}'])
+def test_a_file_that_is_no_record_of_a_run(tmp_path, text):
+    (tmp_path / "run.json").write_text(text)
+    outcome = invoke("replay", tmp_path, "-o", tmp_path / "again")
+    assert outcome.exit_code == 2 and "not a record of a run" in outcome.stderr
+
+
+def test_export_writes_a_finished_run_again_in_other_formats(photos, shared_worker, tmp_path):
+    assert run(photos, "-o", tmp_path / "out", "--seed", 6, *FAST).exit_code == 0
+    args = ("export", tmp_path / "out", "-o", tmp_path / "large", "--texture-size", 768, "--format", "stl", "--json")
+    assert invoke(*args).exit_code == 0
+    outcome = invoke(*args)
+    assert "bake" in json.loads(outcome.stdout.splitlines()[-1])["cached"]
+    assert (tmp_path / "large" / "exports" / "asset.stl").is_file()
+    assert json.loads((tmp_path / "large" / "run.json").read_text())["settings"]["texture_size"] == 768
+
+
+def test_a_batch_goes_on_where_it_stopped_and_survives_a_bad_object(shared_worker, tmp_path, monkeypatch):
+    from studio import cli
+
+    for number in range(5):
+        folder = tmp_path / "objects" / f"object{number}"
+        folder.mkdir(parents=True)
+        tiny_views(number + 1)[-1].save(folder / "view.png")
+    started = []
+    real = cli.run
+
+    def interrupted(service, job, talk, cancel):
+        if len(started) == 2:
+            raise KeyboardInterrupt
+        started.append(job)
+        return real(service, job, talk, cancel)
+
+    args = ("batch", tmp_path / "objects", "-o", tmp_path / "out", "--json", *FAST)
+    monkeypatch.setattr(cli, "run", interrupted)
+    assert invoke(*args).exit_code == 130
+    monkeypatch.setattr(cli, "run", real)
+    (tmp_path / "objects" / "object4" / "view.png").write_text("broken")
+    outcome = invoke(*args)
+    summary = json.loads(outcome.stdout.splitlines()[-1])
+    assert outcome.exit_code == 3
+    assert summary["skipped"] == ["object0", "object1"] and summary["made"] == ["object2", "object3"]
+    assert "not an image" in summary["failed"]["object4"]
+    assert (tmp_path / "out" / "batch.csv").read_text().count("\n") == 5
+
+
+def test_a_comparison_is_one_page_and_one_table(photos, shared_worker, tmp_path):
+    outcome = invoke("compare", photos, "-o", tmp_path / "out", "--vary", "latent_steps=1,2", "--vary",
+                     "structure-cfg-strength=2", *FAST)  # fmt: skip
+    assert outcome.exit_code == 0, outcome.output
+    page = (tmp_path / "out" / "compare.html").read_text()
+    assert page.count("data:image/png;base64,") == 4 and "http" not in page
+    lines = (tmp_path / "out" / "compare.csv").read_text().splitlines()
+    assert len(lines) == 3 and lines[0].startswith("name,latent_steps,structure_cfg_strength,psnr,ssim,iou")
+    for bad, sentence in (("latent_steps", "looks like"), ("latent_steps=99", "from 1 to 50"), ("no=1", "no setting")):
+        outcome = invoke("compare", photos, "-o", tmp_path / "out", "--vary", bad)
+        assert outcome.exit_code == 2 and sentence in outcome.stderr
+
+
+def test_presets_are_settings_that_exist():
+    from studio.presets import PRESETS, apply_preset
+    from studio.settings import ReconstructSettings
+    from trellis.errors import InputError
+
+    for name in PRESETS:
+        apply_preset(name, ReconstructSettings())
+    with pytest.raises(InputError, match="draft, standard, best"):
+        apply_preset("fast", ReconstructSettings())
+
+
+def test_the_doctor_examines_everything(checkpoint):
+    outcome = invoke("doctor", "--checkpoint", checkpoint, "--json")
+    findings = {line["name"]: line for line in map(json.loads, outcome.stdout.splitlines())}
+    assert outcome.exit_code == 0, outcome.output
+    assert set(findings) == {"python", "torch", "memory", "kernels", "checkpoint", "video", "background removal",
+                             "stage cache"}  # fmt: skip

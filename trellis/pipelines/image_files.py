@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Sequence
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,6 +24,8 @@ OPAQUE = 204  # alpha above this counts as the object: 0.8 of 255
 # Pillow also reads formats that start external programs or that nobody photographs with; those are not offered to it.
 # (MPO, what many phones write, opens as JPEG.)
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+# Read as well where this Pillow can; HEIF needs the package pillow-heif.
+_PERHAPS = ("AVIF", "JPEG2000", "PPM", "HEIF")
 
 
 def open_image(file: str | os.PathLike | bytes | BinaryIO) -> Image.Image:
@@ -37,7 +41,7 @@ def open_image(file: str | os.PathLike | bytes | BinaryIO) -> Image.Image:
     if not data:
         raise InputError(f"{name} is empty.")
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(io.BytesIO(data), formats=_formats())
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InputError(_too_large(name, "far too many")) from error
     except Exception as error:  # header parsers meet arbitrary bytes here and raise whatever they please
@@ -64,6 +68,17 @@ def open_image(file: str | os.PathLike | bytes | BinaryIO) -> Image.Image:
     if image.mode == "RGBA" and image.getextrema()[3][1] <= OPAQUE:
         raise InputError(f"{name} is transparent everywhere, so there is no object to see in it.")
     return image
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """The formats that are accepted and that Pillow has a reader for (it fails on a name without one)."""
+    if find_spec("pillow_heif") is not None:
+        from pillow_heif import register_heif_opener
+
+        register_heif_opener()
+    Image.init()
+    return (*FORMATS, *(name for name in _PERHAPS if name in Image.OPEN))
 
 
 def check_views(images: Sequence[Image.Image]) -> list[Image.Image]:

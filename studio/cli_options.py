@@ -1,0 +1,133 @@
+"""Options that commands share, the endings of a command, and Ctrl-C."""
+
+from __future__ import annotations
+
+import inspect
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+
+from studio.events import Cancelled, JobError, Result
+from studio.job import Job
+from studio.presets import PRESETS
+from studio.service import Service
+from studio.settings import ReconstructSettings, Setting, expected, leaves
+from studio.talk import Talk
+from trellis.errors import InputError
+
+UNEXPECTED, BAD_INPUT, DIFFERENT, NO_MEMORY, WORKER_DIED, CANCELLED = 1, 2, 3, 4, 5, 130
+_EXIT_BY_KIND = {"memory": NO_MEMORY, "worker": WORKER_DIED}
+
+CheckpointOption = Annotated[
+    str | None,
+    typer.Option(help="Networks to use: a folder or a Hugging Face repository. Default: the embedded mini checkpoint."),
+]
+DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ... Default: a GPU if there is one.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object per line instead of text.")]
+CacheOption = Annotated[bool, typer.Option(help="Keep finished stages, so that a changed run repeats only the rest.")]
+PresetOption = Annotated[
+    str | None,
+    typer.Option(help=" ".join(f"{preset.name}: {preset.help}" for preset in PRESETS.values()), show_default=False),
+]
+
+
+def with_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Replace the parameter `settings` of a command by one option for each setting.
+
+    An option that is not given stays None, because its default may come from a checkpoint that is not known yet.
+    """
+    signature = inspect.signature(command, eval_str=True)
+    options = [
+        inspect.Parameter(setting.key, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_option(setting))
+        for setting in leaves()
+    ]
+    own = [parameter for name, parameter in signature.parameters.items() if name != "settings"]
+    keys = [option.name for option in options]
+
+    def wrapper(**values: Any) -> None:
+        command(settings={key: values.pop(key) for key in keys}, **values)
+
+    wrapper.__name__, wrapper.__doc__ = command.__name__, command.__doc__
+    wrapper.__signature__ = signature.replace(parameters=[*own, *options])
+    wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in [*own, *options]}
+    return wrapper
+
+
+def _option(setting: Setting) -> Any:
+    """The type annotation of a setting's option: plain types, since bounds are checked by the settings themselves."""
+    default = setting.of(ReconstructSettings())
+    if setting.type is bool:
+        kind, text = bool, setting.help
+    else:
+        kind = tuple[float, float] if setting.is_interval else str if setting.choices else setting.type
+        text = f"{setting.help} Takes {expected(setting)}"
+        if not setting.optional:
+            shown = " ".join(f"{value:g}" for value in default) if setting.is_interval else default
+            source = ", or what the checkpoint recommends" if len(setting.path) > 1 else ""
+            text += f"; default {shown}{source}"
+        text += "."
+    return Annotated[kind | None, typer.Option(help=text, show_default=False)]
+
+
+@contextmanager
+def working(
+    talk: Talk, checkpoint: str | None, device: str | None, cancel: threading.Event
+) -> Iterator[Service]:
+    """A started service; Ctrl-C while the networks are loaded is a cancellation."""
+    service = Service(checkpoint, [device], say=talk.say)
+    try:
+        service.start(cancel.is_set)
+    except JobError:
+        if cancel.is_set():
+            raise Cancelled from None
+        raise
+    with service:
+        yield service
+
+
+def run(service: Service, job: Job, talk: Talk, cancel: threading.Event) -> Result:
+    """Hand a job to the worker and tell what happens until it ends."""
+    with talk:
+        for event in service.submit(job, cancel).events():
+            talk.event(event)
+    return event
+
+
+@contextmanager
+def outcome(talk: Talk) -> Iterator[None]:
+    """Turn the exceptions that a person can do something about into a sentence and an exit status."""
+    try:
+        yield
+    except InputError as error:
+        talk.failed(str(error), BAD_INPUT)
+        raise typer.Exit(BAD_INPUT) from error
+    except JobError as error:
+        code = _EXIT_BY_KIND.get(error.kind, UNEXPECTED)
+        talk.failed(f"{error}\n{error.details}".strip() if code == UNEXPECTED else str(error), code)
+        raise typer.Exit(code) from error
+    except (KeyboardInterrupt, Cancelled) as error:
+        talk.failed("Cancelled; the same command goes on from the stages that were finished.", CANCELLED)
+        raise typer.Exit(CANCELLED) from error
+
+
+@contextmanager
+def interruptible(cancel: threading.Event) -> Iterator[None]:
+    """Let the first Ctrl-C ask the job to stop, and a second one stop the program."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ask(*_: Any) -> None:
+        if cancel.is_set():
+            raise KeyboardInterrupt
+        cancel.set()
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

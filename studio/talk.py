@@ -1,0 +1,119 @@
+"""How the command line tells what happens: to a person, or to a program."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
+
+from studio.events import Note, Progress, Queued, Result
+
+
+class TextTalk:
+    """Tells a person: progress on standard error, results on standard output."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+        self._bars: Bars | None = None
+        self._tasks: dict[str, Any] = {}
+
+    def __enter__(self) -> TextTalk:
+        self._tasks = {}
+        self._bars = Bars(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}"),
+            console=self._console,
+        )
+        self._bars.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bars.stop()
+        self._bars = None
+
+    def say(self, sentence: str) -> None:
+        self._console.print(sentence, markup=False, highlight=False)
+
+    def event(self, event: Any) -> None:
+        if isinstance(event, Note):
+            self.say(event.message)
+        elif isinstance(event, Progress):
+            self._progress(event)
+        elif isinstance(event, Result):
+            self._finish_tasks()
+
+    def done(self, result: Result) -> None:
+        reused = f" ({len(result.cached)} stages were there already)" if result.cached else ""
+        others = ", ".join(path.name for path in (result.gaussian, result.turntable, result.transforms, result.run))
+        typer.echo(
+            f"Finished in {result.seconds:.0f} s{reused}: {result.counts['triangles']} triangles in {result.mesh}, "
+            f"with {others} beside it."
+        )
+
+    def told(self, text: str, **fields: Any) -> None:
+        """Something that is a result in itself."""
+        typer.echo(text)
+
+    def failed(self, sentence: str, code: int) -> None:
+        typer.echo(sentence, err=True)
+
+    def _progress(self, progress: Progress) -> None:
+        if progress.stage not in self._tasks:
+            self._finish_tasks()
+            text = f"{progress.message} (done before)" if progress.cached else progress.message
+            self._tasks[progress.stage] = self._bars.add_task(text, left="")
+        left = "" if progress.remaining is None else f"about {progress.remaining:.0f} s left"
+        self._bars.update(self._tasks[progress.stage], completed=progress.step, total=progress.of, left=left)
+
+    def _finish_tasks(self) -> None:
+        for task in self._tasks.values():
+            self._bars.update(task, left="")
+            self._bars.stop_task(task)
+
+
+class JsonTalk:
+    """Tells a program: one object per line on standard output."""
+
+    def __enter__(self) -> JsonTalk:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+    def say(self, sentence: str) -> None:
+        self._print(event="message", message=sentence)
+
+    def event(self, event: Any) -> None:
+        if isinstance(event, Note):
+            self.say(event.message)
+        elif isinstance(event, Queued):
+            self._print(event="queued", ahead=event.ahead)
+        elif isinstance(event, Progress):
+            remaining = None if event.remaining is None else round(event.remaining, 1)
+            self._print(event="progress", stage=event.stage, step=event.step, of=event.of, cached=event.cached,
+                        seconds=round(event.seconds, 2), remaining=remaining)  # fmt: skip
+
+    def done(self, result: Result) -> None:
+        files = {name: str(getattr(result, name)) for name in ("mesh", "gaussian", "turntable", "transforms", "run")}
+        self._print(event="result", folder=str(result.folder), **files, seed=result.settings.seed,
+                    counts=result.counts, cached=list(result.cached), notes=list(result.notes),
+                    seconds=round(result.seconds, 2))  # fmt: skip
+
+    def told(self, text: str, **fields: Any) -> None:
+        self._print(event="result", message=text, **fields)
+
+    def failed(self, sentence: str, code: int) -> None:
+        self._print(event="error", message=sentence, exit_code=code)
+
+    def _print(self, **fields: Any) -> None:
+        typer.echo(json.dumps(fields, ensure_ascii=False))
+
+
+Talk = TextTalk | JsonTalk

@@ -1,0 +1,152 @@
+"""A worker process as its owner sees it: started, listened to, and replaced when it dies."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+from studio.events import JobError
+from studio.inputs import BadViewsError
+from studio.job import Job
+from studio.worker import Options, Ready, main
+from trellis.errors import InputError
+
+SILENCE_SECONDS = 300.0  # without a heartbeat; one compiled call that holds the interpreter may take a minute
+_LOADING_SECONDS = 600.0  # the same while torch is imported and the networks are loaded, perhaps over a network
+
+
+class WorkerProcess:
+    """One worker. Not safe to use from several threads.
+
+    Args:
+        options: what to load.
+        say: told what it does while it starts.
+        silence: seconds without a sign of life after which it counts as hung.
+    """
+
+    def __init__(
+        self, options: Options, say: Callable[[str], None] = lambda sentence: None, silence: float = SILENCE_SECONDS
+    ) -> None:
+        self._options, self._say, self._silence = options, say, silence
+        self._process: Any = None
+        self._pipe: Any = None
+        self._last_sign = 0.0
+        self.memory = 0  # resident bytes, by the latest heartbeat
+        self.starts = 0
+
+    @property
+    def pid(self) -> int | None:
+        return None if self._process is None else self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        return self._process is not None and self._process.is_alive()
+
+    def start(self, stop: Callable[[], bool] = lambda: False) -> Ready:
+        """Start the process and wait until the networks are loaded.
+
+        Raises InputError if there is no such checkpoint or device, JobError if the process fails or `stop` says so.
+        """
+        self.stop()
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=main, args=(theirs, self._options), name="studio worker", daemon=True)
+        self._process.start()
+        theirs.close()  # so that the pipe ends when the worker does
+        self.starts += 1
+        self._last_sign = time.monotonic()
+        for kind, content in self._messages("while the networks were being loaded", _LOADING_SECONDS):
+            if kind == "say":
+                self._say(content)
+            elif kind == "ready":
+                return content
+            elif kind == "refused":
+                self.stop()
+                raise _refusal(content)
+            elif kind == "failed":
+                self.stop()
+                raise JobError(content[1], content[0], content[2])
+            if stop():
+                break
+        self.stop()
+        raise JobError("The studio was closed while its networks were being loaded.", "worker")
+
+    def run(self, job: Job, cancelled: Callable[[], bool]) -> Iterator[tuple[str, Any]]:
+        """Run a job: ("event", ...) as they come, "tick" now and then, and one of "done", "cancelled" at the end.
+
+        Raises InputError or JobError as the job did, and JobError (kind "worker") if the process died or hung.
+        """
+        asked = False
+        self._send(("run", job))
+        self._last_sign = time.monotonic()
+        for kind, content in self._messages("in the middle of the job", self._silence):
+            if not asked and cancelled():
+                self._send(("cancel", job.id))
+                asked = True
+            if kind == "refused":
+                raise _refusal(content)
+            if kind == "failed":
+                raise JobError(content[1], content[0], content[2])
+            if kind in ("event", "tick", "done", "cancelled"):
+                yield kind, content
+            if kind in ("done", "cancelled"):
+                return
+
+    def stop(self) -> None:
+        """End the process, whatever it does."""
+        if self._process is None:
+            return
+        self._pipe.close()  # an idle worker ends by itself
+        self._process.join(0.5)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+        self._process.close()
+        self._process = self._pipe = None
+
+    def _send(self, message: Any) -> None:
+        with suppress(BrokenPipeError, ConnectionResetError):  # `_messages` will notice, and knows why
+            self._pipe.send(message)
+
+    def _messages(self, when: str, silence: float) -> Iterator[tuple[str, Any]]:
+        """Whatever comes, and ("tick", None) ten times a second while nothing does."""
+        while True:
+            try:
+                if not self._pipe.poll(0.1):
+                    if time.monotonic() - self._last_sign > silence:
+                        raise self._death(f"gave no sign of life for {silence:.0f} seconds {when}", kill=True)
+                    yield "tick", None
+                    continue
+                kind, content = self._pipe.recv()
+            except (EOFError, ConnectionResetError, BrokenPipeError):
+                raise self._death(when) from None
+            self._last_sign = time.monotonic()
+            if kind == "beat":
+                self.memory = content
+            yield kind, content
+
+    def _death(self, when: str, kill: bool = False) -> JobError:
+        """Why the process is gone, as an exception."""
+        process = self._process
+        if kill:
+            process.kill()
+            reason = f"The worker {when} and was ended."
+        else:
+            process.join(10)
+            code = process.exitcode
+            if code == -signal.SIGKILL:
+                reason = f"The worker was killed {when}; most often that means that memory ran out."
+            elif code is not None and code < 0:
+                reason = f"The worker crashed {when} ({signal.Signals(-code).name})."
+            else:
+                reason = f"The worker ended {when} (exit status {code})."
+        self.stop()
+        return JobError(f"{reason} It is being replaced; other jobs go on.", "worker")
+
+
+def _refusal(sentences: list[str]) -> InputError:
+    return BadViewsError(sentences) if len(sentences) > 1 else InputError(sentences[0])
