@@ -11,16 +11,14 @@ import time
 from pathlib import Path
 
 import torch
-from PIL import Image
 
 from benchmarks.refine_objects import load_object, photograph
 from nvdiffrec.asset import Asset, asset_from_views
 from nvdiffrec.camera_fit import pose_errors
-from nvdiffrec.fit import Fit, FitOptions
+from nvdiffrec.fit import FitOptions
 from nvdiffrec.from_scratch import GridSettings, fit_grid
-from nvdiffrec.grid import Placement
-from nvdiffrec.losses import on_white
 from nvdiffrec.optimise import RefineResult, RefineSettings, refine
+from nvdiffrec.pictures import comparison, write_picture
 from nvdiffrec.views import Views
 from trellis.renderers.cameras import Cameras, hammersley
 from trellis.renderers.mesh_raster import warm_up
@@ -36,7 +34,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--steps", type=int, help="refinement steps")
     parser.add_argument("--grid-steps", type=int, default=GridSettings.steps)
-    parser.add_argument("--images", type=Path, help="folder for pictures: truth above, result below")
+    parser.add_argument("--images", type=Path, help="folder for pictures: truth, start, result")
     arguments = parser.parse_args()
     warm_up()
     bar = {"a": from_scratch, "c": lost_cameras}[arguments.bar]
@@ -60,7 +58,10 @@ def from_scratch(name: str, truth: Asset, views: Views, arguments: argparse.Name
     result = _last(refine(unit, start, settings))
     wall, processor = time.time() - wall, time.process_time() - processor
     if arguments.images:
-        _pictures(arguments.images / f"{name}.png", start, result, unit, placement)
+        shown = [i for i, score in enumerate(result.after) if score.held_out] + [0, 6, 12, 18]
+        cameras = unit.cameras[shown]
+        sheet = comparison(unit.subset(shown), [(start, cameras), (result.asset, cameras)])
+        write_picture(arguments.images / f"{name}.png", sheet)
     held = [s for s in result.after if s.held_out]
     before = [s for s in result.before if s.held_out]
     return (
@@ -111,22 +112,6 @@ def _last(steps) -> RefineResult:
 def _mean(values) -> float:
     values = list(values)
     return sum(values) / len(values)
-
-
-def _pictures(file: Path, start: Asset, result: RefineResult, views: Views, placement: Placement) -> None:
-    """Rows: the photographs, the start, the result; columns: some views, the held-out ones first."""
-    order = [i for i, s in enumerate(result.after) if s.held_out] + [0, 6, 12, 18]
-    rows = [[on_white(views.linear(i)) for i in order]]
-    plain = FitOptions(geometry=False, material=False, light=False)
-    with torch.no_grad():
-        for asset in (start, result.asset):
-            fit = Fit(asset, views.cameras, plain)
-            prepared = fit.prepared()
-            rows.append([fit.image(i, prepared) for i in order])
-            rows[-1] = [on_white(image) for image in rows[-1]]
-    picture = torch.cat([torch.cat(row, dim=1) for row in rows])
-    file.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray((picture.numpy() * 255 + 0.5).astype("uint8")).save(file)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
-"""Writing a refined asset: PBR mesh, fitted environment, cameras, tables and relit turntables."""
+"""Writing a refined asset: PBR mesh, fitted environment, cameras and the table of scores."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import asdict
 from os import PathLike
 from pathlib import Path
@@ -14,18 +13,12 @@ from PIL import Image
 from torch import Tensor
 
 from nvdiffrec.asset import Asset
-from nvdiffrec.hdr import read_hdr, write_hdr
-from nvdiffrec.light import LOADED_SIZE, environment_from_hdr, filter_light
+from nvdiffrec.hdr import write_hdr
 from nvdiffrec.optimise import RefineResult
-from nvdiffrec.shading import PreparedMaterial, render
 from nvdiffrec.views import Views, linear_to_srgb
 from trellis.export.gltf import to_gltf_frame, write_glb
 from trellis.files import replacing
 from trellis.renderers.camera_formats import to_transforms
-from trellis.renderers.cameras import Cameras, turntable
-
-_BRIGHTEST = 30.0  # of the mean; a sun of a few texels would otherwise flicker through the filtered copies
-_MEAN_RADIANCE = 0.8  # environments are brought to this brightness
 
 
 def write_result(folder: str | PathLike[str], result: RefineResult, views: Views) -> list[str]:
@@ -95,30 +88,6 @@ def pbr_mesh(asset: Asset):
         visual=trimesh.visual.TextureVisuals(uv=atlas.uvs, material=surface),
         process=False,
     )
-
-
-@torch.no_grad()
-def relit_frames(
-    asset: Asset, environment: Tensor, cameras: Cameras | None = None, background: float = 1.0
-) -> Iterator[np.ndarray]:
-    """The asset under another environment [3, H, 2H], a frame [H, W, 3] uint8 per camera (default: the turntable)."""
-    cameras = turntable() if cameras is None else cameras
-    material, light = PreparedMaterial.of(asset.material), filter_light(environment)
-    for index in range(len(cameras)):
-        size = cameras.height_width(index)
-        image = render(asset.geometry, material, light, cameras.extrinsics[index], cameras.intrinsics[index], size)
-        coverage = image[..., 3:].clamp(0, 1)
-        color = linear_to_srgb(image[..., :3] / coverage.clamp(min=1e-3)).clamp(0, 1)
-        frame = color * coverage + background * (1 - coverage)
-        yield (frame.numpy() * 255 + 0.5).astype(np.uint8)
-
-
-def load_environment(path: str | PathLike[str]) -> Tensor:
-    """An HDR file as an environment [3, 32, 64] of a fixed mean brightness, its sun dimmed to what filters well."""
-    environment = environment_from_hdr(read_hdr(path), LOADED_SIZE)
-    environment = environment / environment.mean().clamp(min=1e-6)
-    environment = environment.clamp(max=_BRIGHTEST)
-    return environment * (_MEAN_RADIANCE / environment.mean())
 
 
 def _picture(channels: Tensor) -> Image.Image:

@@ -14,7 +14,8 @@ from nvdiffrec_shapes import ball_views, bumpy_ball, patterned_material, ring, s
 from nvdiffrec.asset import Asset, asset_from_views, load_asset
 from nvdiffrec.hdr import read_hdr
 from nvdiffrec.optimise import RefineResult, ViewScore
-from nvdiffrec.result import load_environment, pbr_mesh, relit_frames, write_result
+from nvdiffrec.pictures import comparison, load_environment, relit_frames, write_picture, write_relit_turntable
+from nvdiffrec.result import pbr_mesh, write_result
 from nvdiffrec.view_files import load_views
 from trellis.errors import InputError
 from trellis.export.gltf import to_gltf_frame
@@ -57,6 +58,15 @@ def test_an_asset_is_relit_under_each_environment(asset, file):
     assert len(frames) == 2 and frames[0].shape == (48, 48, 3)
     inside = frames[0][24, 24]
     assert 10 < inside.mean() < 250 and frames[0][0, 0].mean() == 255
+
+
+def test_pictures_and_films_are_written(tmp_path, asset):
+    views = ball_views(2)
+    sheet = comparison(views, [(asset, views.cameras)] * 2, longest_side=32)
+    assert sheet.shape == (96, 64, 3) and sheet[:32].std() > 10 and np.array_equal(sheet[32:64], sheet[64:])
+    write_picture(tmp_path / "sheet.png", sheet)
+    write_relit_turntable(tmp_path / "film.mp4", asset, HDRI[0], ring(2, 32))
+    assert (tmp_path / "sheet.png").stat().st_size > 100 and (tmp_path / "film.mp4").stat().st_size > 100
 
 
 def test_there_are_environments():
