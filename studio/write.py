@@ -26,9 +26,9 @@ from studio.events import (
     VIEWS,
 )
 from studio.job import Job
-from studio.mesh_health import mesh_health
 from studio.report import run_record, sha256, write_json
 from trellis.export.bundle import export_files
+from trellis.export.health import mesh_health
 from trellis.renderers.camera_formats import to_transforms
 from trellis.renderers.cameras import Cameras
 
@@ -102,7 +102,9 @@ def _check(
     """Measure the asset; pictures go to the folder. Without registered cameras only the mesh can be looked at."""
     total = len(prepared) + 2
     report(0, total)
-    quality: dict[str, Any] = {"mesh": mesh_health(asset), "agreement": None, "coverage": None}
+    health = mesh_health(asset)
+    state = {**health.as_dict(), "concerns": health.concerns}
+    quality: dict[str, Any] = {"mesh": state, "agreement": None, "coverage": None}
     if cameras is not None:
         compared = agreement.compare(asset, gaussian, cameras, prepared, lambda step, of: report(step, total))
         (folder / RENDERS).mkdir()

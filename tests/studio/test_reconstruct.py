@@ -197,4 +197,4 @@ def test_cameras_of_published_weights_are_not_called_registered(tmp_path):
     result = list(reconstruct(tiny_views(1), settings, tmp_path / "out", pipeline))[-1]
     assert "not registered" in json.loads(result.transforms.read_text())["frame"]
     quality = json.loads(result.run.read_text())["quality"]
-    assert quality["agreement"] is None and quality["coverage"] is None and quality["mesh"]["triangles"] > 0
+    assert quality["agreement"] is None and quality["coverage"] is None and quality["mesh"]["faces"] > 0

@@ -114,7 +114,7 @@ def test_the_report_says_how_well_it_agrees_and_what_was_seen(first):
         assert scores["psnr"] > 0 and -1 <= scores["ssim"] <= 1 and 0 <= scores["iou"] <= 1
     assert abs(sum(quality["coverage"]["shares"].values()) - 1) < 1e-3
     assert len(quality["coverage"]["observed_by_view"]) == 2
-    assert quality["mesh"]["triangles"] == first[0].counts["triangles"]
+    assert quality["mesh"]["faces"] == first[0].counts["triangles"]
 
 
 def test_further_formats_are_written_too(engine, quick, cache, tmp_path):
