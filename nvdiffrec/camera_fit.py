@@ -9,7 +9,7 @@ from trellis.renderers.cameras import Cameras
 
 ROTATION_SPREAD = 0.05  # radians; how wrong a predicted camera is taken to be, one standard deviation
 SHIFT_SPREAD = 0.05  # of the distance to the object
-FOCAL_SPREAD = 0.03  # of the focal length
+FOCAL_SPREAD = 0.005  # of the focal length; tighter than predictions are, because distance can stand in for it
 
 
 def corrected(cameras: Cameras, twists: Tensor, log_focals: Tensor, index: int) -> tuple[Tensor, Tensor]:
