@@ -40,7 +40,7 @@ def is_finished(out_dir: Path, settings: ReconstructSettings) -> bool:
         record = json.loads((out_dir / RUN).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return isinstance(record, dict) and record.get("settings") == settings.model_dump(mode="json")
+    return isinstance(record, dict) and record.get("asked") == settings.model_dump(mode="json")
 
 
 def sweep(

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from studio.history import History
 from studio.settings import ReconstructSettings, make_settings
 from trellis.errors import InputError
 
@@ -35,6 +36,17 @@ PRESETS = {
         ),
     )
 }
+
+
+def measured_times(
+    history: History, engine: str, defaults: ReconstructSettings, views: int
+) -> dict[str, float | None]:
+    """Seconds that each preset will probably take on this machine, None where nothing has been measured yet."""
+    times: dict[str, float | None] = {}
+    for name in PRESETS:
+        stages = history.expected(engine, apply_preset(name, defaults), views)
+        times[name] = None if stages is None else sum(stages.values())
+    return times
 
 
 def apply_preset(name: str, defaults: ReconstructSettings) -> ReconstructSettings:

@@ -102,6 +102,7 @@ def run_record(
     *,
     engine: Engine,
     settings: ReconstructSettings,
+    asked: ReconstructSettings,
     views: Sequence[PreparedView],
     files: Mapping[str, str],
     seconds: Mapping[str, float],
@@ -114,6 +115,7 @@ def run_record(
     """The content of run.json.
 
     Args:
+        settings: that the job ran with; `asked` are those that it came with, before the memory had its say.
         files: SHA-256 of every other file, by its path in the folder; views come as views/000.png and so on.
         seconds: of the stages that ran; `cached` names those that did not have to.
         memory: predicted and measured peaks.
@@ -127,6 +129,7 @@ def run_record(
         "seed": settings.seed,
         "seeds": {"structure": settings.seed_of_structure, "latent": settings.seed_of_latent},
         "settings": settings.model_dump(mode="json"),
+        "asked": asked.model_dump(mode="json"),
         "checkpoint": _public_name(engine.checkpoint),
         "camera_frame": pipeline.camera_frame,
         "views": [

@@ -81,6 +81,7 @@ def write_files(run: Run, outputs: dict[str, Any], job: Job, engine: Engine, fol
     record = run_record(
         engine=engine,
         settings=settings,
+        asked=job.settings,
         views=prepared,
         files=files,
         seconds=run.seconds,
@@ -115,12 +116,17 @@ def _check(
         report(total - 1, total)
         Image.fromarray(covered.picture).save(folder / COVERAGE_MAP)
         np.savez_compressed(folder / COVERAGE_DATA, classes=covered.classes, seen_by=covered.seen_by)
-        frames = coverage.turntable_frames(asset, covered, min(settings.video_frames, 60), settings.video_size)
+        # A quarter of the turntable's frames at half its size: a map of colours needs no more.
+        frames = coverage.turntable_frames(asset, covered, max(2, settings.video_frames // 4), _side(settings))
         (folder / COVERAGE_VIDEO).write_bytes(stages.video_bytes(frames))
         quality["coverage"] = {"shares": covered.shares, "observed_by_view": covered.by_view,
                                "colors": {name: list(color) for name, color in coverage.COLORS.items()}}  # fmt: skip
     report(total, total)
     return quality
+
+
+def _side(settings: Any) -> int:
+    return max(64, settings.video_size // 2)
 
 
 def _save_views(prepared: list[stages.PreparedView], folder: Path) -> list[str]:

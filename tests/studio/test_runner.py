@@ -14,6 +14,7 @@ from studio.cache import StageCache
 from studio.events import Cancelled, JobError, Note, Progress
 from studio.history import History
 from studio.job import job_from_json, make_job
+from studio.presets import measured_times
 from studio.runner import run_job
 from studio.settings import make_settings
 from trellis.errors import InputError
@@ -173,6 +174,8 @@ def test_the_time_left_comes_from_measured_runs(engine, quick, tmp_path):
     assert History(file).expected(engine.environment, quick, 2) is None
     result = run_job(job, engine, history=History(file))
     file.write_text(file.read_text() + "torn {\n[]\n")
+    times = measured_times(History(file), engine.environment, engine.defaults, 2)
+    assert 0 < times["draft"] < times["standard"] < times["best"]
     events: list[Progress] = []
     run_job(job, engine, history=History(file), emit=events.append)
     left = [event.remaining for event in events]
