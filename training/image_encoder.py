@@ -14,20 +14,15 @@ from torch import Tensor, nn
 from training.data.scenes import degrade, random_views, render
 from training.loop import Run, parser
 from trellis.models import DinoVisionTransformer
+from trellis.modules.tables import imagenet_statistics
 
 CELL = 7
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-def normalise(images: Tensor) -> Tensor:
-    """Subtract the ImageNet mean and divide by its deviation, images [N, 3, H, W] in [0, 1]."""
-    mean, std = (torch.tensor(v, device=images.device)[:, None, None] for v in (MEAN, STD))
-    return (images - mean) / std
 
 
 def image_tokens(model: nn.Module, images: Tensor) -> Tensor:
     """Tokens as the pipeline uses them: before the final norm, then a norm without parameters. [N, 1 + 4 + P, D]."""
-    tokens = model.forward_features(normalise(images))["x_prenorm"]
+    mean, std = imagenet_statistics(images.device)
+    tokens = model.forward_features((images - mean) / std)["x_prenorm"]
     return F.layer_norm(tokens.float(), tokens.shape[-1:])
 
 
