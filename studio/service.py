@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import queue
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -166,7 +167,9 @@ class Service:
         return self._started().weights
 
     def start(self, stop: Callable[[], bool] = lambda: False) -> Service:
-        """Load the networks. Raises InputError or JobError if that fails on any device."""
+        """Load the networks, unless that has been done. Raises InputError or JobError if it fails on any device."""
+        if self._ready is not None:
+            return self
         try:
             for worker in self.workers:
                 self._ready = worker.start(stop)
@@ -215,6 +218,8 @@ class Service:
             except (InputError, JobError) as error:
                 if isinstance(error, JobError):
                     logger.error("A job failed: %s %s", error, error.details)
+                    for unfinished in ticket.job.out_dir.glob(".unfinished-*"):  # a dead worker cannot clear it away
+                        shutil.rmtree(unfinished, ignore_errors=True)
                 ticket.finish("failed", error=error)
             except Exception as error:  # a bug in here must not leave a person waiting for ever
                 logger.exception("A job could not be handed to its worker.")

@@ -122,7 +122,7 @@ class WorkerProcess:
                     yield "tick", None
                     continue
                 kind, content = self._pipe.recv()
-            except (EOFError, ConnectionResetError, BrokenPipeError):
+            except (EOFError, OSError):  # OSError: it ended within a message
                 raise self._death(when) from None
             self._last_sign = time.monotonic()
             if kind == "beat":

@@ -45,6 +45,13 @@ def test_a_job_tells_its_progress_and_leaves_its_files(service, quick, tmp_path)
     assert stages[0] == "prepare" and stages[-1] == "write" and len(stages) == 10
 
 
+def test_starting_twice_starts_one_worker(service):
+    starts, pid = service.workers[0].starts, service.workers[0].pid
+    assert service.start() is service
+    assert (service.workers[0].starts, service.workers[0].pid) == (starts, pid)
+    assert sum(thread.name == "studio dispatcher" for thread in threading.enumerate()) == 1
+
+
 def test_bad_views_come_back_sentence_by_sentence(service, quick, tmp_path):
     for name in ("a.png", "b.png"):
         (tmp_path / name).write_text("no picture")
@@ -96,7 +103,7 @@ def test_killing_the_worker_fails_its_job_with_the_reason_and_the_queue_goes_on(
     assert caught.value.kind == "worker" and victim.state == "failed"
     assert follower.wait(LIMIT).run.is_file() and service.workers[0].pid != pid
     assert finished.result.run.is_file() and finished.wait().mesh.is_file()
-    assert not (tmp_path / "victim" / "run.json").exists()
+    assert list((tmp_path / "victim").iterdir()) == []
     # The same job again goes on from the stages that the dead worker had finished.
     again = service.submit(make_job(tiny_views(2), make_settings({"seed": 7, "latent_steps": 2}, quick), tmp_path))
     assert {"prepare", "cameras"} <= set(again.wait(LIMIT).cached)
