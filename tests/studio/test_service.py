@@ -112,12 +112,13 @@ def test_killing_the_worker_fails_its_job_with_the_reason_and_the_queue_goes_on(
 def test_memory_returns_to_its_baseline(service, quick, tmp_path):
     worker = service.workers[0]
     resident = []
-    for number in range(6):
+    for number in range(8):
         settings = make_settings({"latent_seed": 100 + number}, quick)
         service.submit(make_job(tiny_views(3), settings, tmp_path / str(number))).wait(LIMIT)
         time.sleep(0.2)
         resident.append(_rss(worker.pid))
-    assert resident[-1] < 1.05 * resident[2], [round(value / 2**20) for value in resident]
+    # One reading wanders with the allocator; a leak lifts them all, five jobs' worth between the two groups.
+    assert min(resident[-3:]) < 1.05 * max(resident[1:4]), [round(value / 2**20) for value in resident]
 
 
 def test_a_hung_worker_is_ended(checkpoint, quick, tmp_path):
