@@ -10,7 +10,7 @@ import logging
 import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from annotated_types import Ge, Le, MultipleOf
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -22,51 +22,55 @@ logger = logging.getLogger(__name__)
 
 MAX_SEED = 2**31 - 1
 
+Kind = TypeVar("Kind", bound="Settings")
+
 _Time = Annotated[float, Field(ge=0, le=1)]
 
 
-def _field(title: str, help: str, *, default: Any = ..., unit: str = "", technical: str = "", **bounds: float) -> Any:
+def choice(title: str, help: str, *, default: Any = ..., unit: str = "", technical: str = "", **bounds: float) -> Any:
     """A pydantic field whose title, help, unit and technical name travel with it; required without a default."""
     extra = {"unit": unit, "technical": technical}
     return Field(default, title=title, description=help, json_schema_extra=extra, **bounds)
 
 
-class _Settings(BaseModel):
+class Settings(BaseModel):
+    """What a person can choose about one kind of job. A change gives a new object."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class SamplerSettings(_Settings):
+class SamplerSettings(Settings):
     """How a rectified flow is sampled; the names are those of a checkpoint's pipeline.json."""
 
-    steps: int = _field(
+    steps: int = choice(
         "Steps",
         "More steps settle the result better and take proportionally longer.",
         technical="Euler steps",
         ge=1,
         le=50,
     )
-    cfg_strength: float = _field(
+    cfg_strength: float = choice(
         "Faithfulness to the photos",
         "How strongly the photos steer; 1 adds nothing, high values exaggerate.",
         technical="CFG strength",
         ge=0,
         le=10,
     )
-    rescale_t: float = _field(
+    rescale_t: float = choice(
         "Attention to the coarse",
         "Above 1, more of the steps go into the coarse shape and fewer into detail.",
         technical="rescale t",
         ge=1,
         le=6,
     )
-    guidance_rescale: float = _field(
+    guidance_rescale: float = choice(
         "Calming",
         "Takes back the exaggeration that strong steering causes.",
         technical="guidance rescale",
         ge=0,
         le=1,
     )
-    cfg_interval: tuple[_Time, _Time] = _field(
+    cfg_interval: tuple[_Time, _Time] = choice(
         "Steered part",
         "Between which times the photos steer; time runs from 1 (noise) to 0 (finished).",
         technical="CFG interval",
@@ -84,37 +88,37 @@ _STRUCTURE = SamplerSettings(steps=30, cfg_strength=7.5, rescale_t=5.0, guidance
 _LATENT = SamplerSettings(steps=12, cfg_strength=3.0, rescale_t=3.0, guidance_rescale=0.5, cfg_interval=(0.6, 1.0))
 
 
-class ReconstructSettings(_Settings):
+class ReconstructSettings(Settings):
     """All settings of one reconstruction."""
 
-    seed: int = _field(
+    seed: int = choice(
         "Seed",
         "The same photos, settings and seed give the same asset; another seed guesses anew at what no photo shows.",
         default=0,
         ge=0,
         le=MAX_SEED,
     )
-    randomise_seed: bool = _field(
+    randomise_seed: bool = choice(
         "New seed every time", "Draws a seed for every reconstruction and records it in run.json.", default=False
     )
-    structure_seed: int | None = _field(
+    structure_seed: int | None = choice(
         "Seed of the shape", "Guesses anew at the shape only; not given, it follows the seed.",
         default=None, ge=0, le=MAX_SEED,
     )  # fmt: skip
-    latent_seed: int | None = _field(
+    latent_seed: int | None = choice(
         "Seed of the detail", "Guesses anew at colour and detail and keeps the shape; not given, it follows the seed.",
         default=None, ge=0, le=MAX_SEED,
     )  # fmt: skip
     structure: SamplerSettings = _STRUCTURE
     latent: SamplerSettings = _LATENT
-    mode: Literal["multidiffusion", "stochastic"] = _field(
+    mode: Literal["multidiffusion", "stochastic"] = choice(
         "How the views share the work",
         "multidiffusion: every step sees all views. stochastic: each step sees one "
         "view, in turns, which is faster with many views.",
         default="multidiffusion",
         technical="latent sampling mode",
     )
-    simplify: float = _field(
+    simplify: float = choice(
         "Simplification",
         "Share of the triangles to remove; higher makes a smaller file.",
         default=0.95,
@@ -122,7 +126,7 @@ class ReconstructSettings(_Settings):
         ge=0.90,
         le=0.98,
     )
-    texture_size: int = _field(
+    texture_size: int = choice(
         "Texture size",
         "Side of the square texture; larger shows more detail.",
         default=1024,
@@ -132,14 +136,14 @@ class ReconstructSettings(_Settings):
         le=2048,
         multiple_of=256,
     )
-    video_frames: int = _field(
+    video_frames: int = choice(
         "Turntable frames",
         "Pictures of the turntable video, 15 a second; filming them takes a good part of the time.",
         default=120,
         ge=2,
         le=240,
     )
-    video_size: int = _field(
+    video_size: int = choice(
         "Turntable size",
         "Height of the turntable video; it is twice as wide.",
         default=512,
@@ -249,13 +253,16 @@ def leaves(model: type[BaseModel] = ReconstructSettings, prefix: tuple[str, ...]
             yield Setting((*prefix, name), info)
 
 
-def make_settings(values: Mapping[str, Any], defaults: ReconstructSettings | None = None) -> ReconstructSettings:
+def make_settings(values: Mapping[str, Any], defaults: Kind | None = None) -> Kind:
     """Settings from flat values by key ("structure_steps": 12, ...), over `defaults`; None counts as not given.
+
+    Without defaults, those of a reconstruction.
 
     Raises InputError, one sentence per bad value, naming the setting, its range and what came.
     """
-    tree = (defaults or ReconstructSettings()).model_dump()
-    known = {setting.key: setting for setting in leaves()}
+    defaults = defaults or ReconstructSettings()
+    tree = defaults.model_dump()
+    known = {setting.key: setting for setting in leaves(type(defaults))}
     for key, value in values.items():
         if key not in known:
             raise InputError(f"There is no setting {key!r}; the settings are {', '.join(known)}.")
@@ -266,26 +273,27 @@ def make_settings(values: Mapping[str, Any], defaults: ReconstructSettings | Non
             node = node[name]
         node[known[key].path[-1]] = value
     try:
-        return ReconstructSettings.model_validate(tree)
+        return type(defaults).model_validate(tree)
     except ValidationError as error:
-        raise InputError(" ".join(_sentences(error))) from error
+        raise InputError(" ".join(_sentences(error, type(defaults)))) from error
 
 
-def settings_from_json(value: Any, defaults: ReconstructSettings | None = None) -> ReconstructSettings:
-    """Settings from a JSON object shaped like the model, parts of which may be left out.
+def settings_from_json(value: Any, defaults: Kind | None = None) -> Kind:
+    """Settings from a JSON object shaped like the model, parts of which may be left out; see `make_settings`.
 
     Raises InputError, one sentence per problem, whatever comes in.
     """
     if not isinstance(value, Mapping):
         raise InputError(f"Settings must be an object of names and values, but a {type(value).__name__} came.")
-    tree = (defaults or ReconstructSettings()).model_dump()
+    defaults = defaults or ReconstructSettings()
+    tree = defaults.model_dump()
     for key, item in value.items():
         nested = isinstance(tree.get(key), dict) and isinstance(item, Mapping)
         tree[str(key)] = {**tree[key], **item} if nested else item
     try:
-        return ReconstructSettings.model_validate(tree)
+        return type(defaults).model_validate(tree)
     except ValidationError as error:
-        raise InputError(" ".join(_sentences(error))) from error
+        raise InputError(" ".join(_sentences(error, type(defaults)))) from error
 
 
 def defaults_of_checkpoint(
@@ -306,8 +314,8 @@ def defaults_of_checkpoint(
     return settings
 
 
-def _sentences(error: ValidationError) -> Iterator[str]:
-    known = {setting.path: setting for setting in leaves()}
+def _sentences(error: ValidationError, model: type[BaseModel]) -> Iterator[str]:
+    known = {setting.path: setting for setting in leaves(model)}
     for problem in error.errors():
         path = tuple(part for part in problem["loc"] if isinstance(part, str))
         setting = known.get(path)
