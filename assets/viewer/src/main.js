@@ -1,0 +1,10 @@
+// The custom elements of the studio's page. Each is written into HTML by Python and needs nothing else from the page.
+import { Viewer } from './viewer.js';
+import { Slider } from './slider.js';
+import { Wall } from './wall.js';
+import { MaskEditor } from './mask.js';
+
+customElements.define('studio-viewer', Viewer);
+customElements.define('studio-slider', Slider);
+customElements.define('studio-wall', Wall);
+customElements.define('studio-mask', MaskEditor);
