@@ -17,6 +17,7 @@ import studio.environment  # noqa: F401  (before anything that imports torch)
 import typer
 
 from studio import batch as batches
+from studio import compare as comparison
 from studio import replay as replays
 from studio import video
 from studio.cli_options import (
@@ -29,10 +30,10 @@ from studio.cli_options import (
     interruptible,
     outcome,
     run,
+    run_all,
     with_settings,
     working,
 )
-from studio.events import JobError
 from studio.presets import apply_preset
 from studio.settings import ReconstructSettings, make_settings
 from studio.talk import JsonTalk, Talk, TextTalk
@@ -164,25 +165,25 @@ def batch(
 
         objects = batches.objects_in(folder)
         _chosen(preset, settings, ReconstructSettings())
-        ran, skipped, failed = [], [], {}
+        failed: dict[str, str] = {}
         with working(talk, checkpoint, device, cancel) as service:
             chosen = _chosen(preset, settings, service.defaults)
+            jobs = {}
             for name, photos in objects:
-                if batches.is_finished(out / name, chosen):
-                    skipped.append(name)
-                    continue
-                talk.say(f"{name} ({len(ran) + len(skipped) + len(failed) + 1} of {len(objects)})")
                 try:
-                    job = make_job([photos], chosen, out / name, use_cache=cache)
-                    talk.done(run(service, job, talk, cancel))
-                    ran.append(name)
-                except (InputError, JobError) as error:
+                    jobs[name] = make_job([photos], chosen, out / name, use_cache=cache)
+                except InputError as error:
                     failed[name] = str(error)
                     talk.say(f"{name} failed: {error}")
-        rows = [batches.row_of(name, {}, out / name) for name, _ in objects if (out / name / "run.json").is_file()]
-        batches.write_csv(out / "batch.csv", rows)
-        text = f"{len(ran)} made, {len(skipped)} there already, {len(failed)} failed; see {out / 'batch.csv'}."
-        talk.told(text, made=ran, skipped=skipped, failed=failed)
+            finished = [name for name, job in jobs.items() if batches.is_finished(job, chosen.randomise_seed)]
+            ended = run_all(service, {name: job for name, job in jobs.items() if name not in finished}, talk, cancel)
+        failed |= {name: str(end) for name, end in ended.items() if isinstance(end, Exception)}
+        made = [name for name in ended if name not in failed]
+        rows = [comparison.summary_row(name, {}, out / name) for name, _ in objects if name in {*made, *finished}]
+        out.mkdir(parents=True, exist_ok=True)
+        comparison.write_csv(out / "batch.csv", rows)
+        text = f"{len(made)} made, {len(finished)} there already, {len(failed)} failed; see {out / 'batch.csv'}."
+        talk.told(text, made=made, skipped=finished, failed=failed)
         if failed:
             raise typer.Exit(DIFFERENT)
 
@@ -205,24 +206,24 @@ def compare(
     talk, cancel = _talk(as_json), threading.Event()
     with outcome(talk), interruptible(cancel):
         from studio.inputs import as_views
-        from studio.job import make_job
 
         photos = as_views(views)
-        batches.sweep(vary, _chosen(preset, settings, ReconstructSettings()))
-        rows, folders = [], {}
+        comparison.sweep(photos, vary, _chosen(preset, settings, ReconstructSettings()), out)
         with working(talk, checkpoint, device, cancel) as service:
-            runs = list(batches.sweep(vary, _chosen(preset, settings, service.defaults)))
-            for number, (varied, chosen) in enumerate(runs, start=1):
-                name = " ".join(f"{key}={value}" for key, value in varied.items())
-                folders[name] = out / f"{number:03d}"
-                talk.say(f"{name} ({number} of {len(runs)})")
-                if not batches.is_finished(folders[name], chosen):
-                    run(service, make_job(photos, chosen, folders[name], use_cache=cache), talk, cancel)
-                rows.append(batches.row_of(name, varied, folders[name]))
-        batches.write_csv(out / "compare.csv", rows)
-        batches.write_html(out / "compare.html", "Comparison of settings", rows, folders)
-        talk.told(f"{len(rows)} runs compared in {out / 'compare.html'}.", html=str(out / "compare.html"),
-                  csv=str(out / "compare.csv"))  # fmt: skip
+            chosen = _chosen(preset, settings, service.defaults)
+            cells = comparison.sweep(photos, vary, chosen, out, use_cache=cache)
+            jobs = {cell.name: cell.job for cell in cells if not batches.is_finished(cell.job)}
+            ended = run_all(service, jobs, talk, cancel)
+        failed = {name: str(end) for name, end in ended.items() if isinstance(end, Exception)}
+        rows = [comparison.row_of(cell) for cell in cells if cell.name not in failed]
+        page, table = out / "compare.html", out / "compare.csv"
+        out.mkdir(parents=True, exist_ok=True)
+        comparison.write_csv(table, rows)
+        comparison.write_html(page, "Comparison of settings", rows, {cell.name: cell.job.out_dir for cell in cells})
+        text = f"{len(rows)} runs compared in {page}" + (f"; {len(failed)} failed." if failed else ".")
+        talk.told(text, html=str(page), csv=str(table), failed=failed)
+        if failed:
+            raise typer.Exit(DIFFERENT)
 
 
 @app.command()

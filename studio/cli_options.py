@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
 
 from studio.events import Cancelled, JobError, Result
+from studio.groups import Ended, Failure, run_group
 from studio.job import Job
 from studio.presets import PRESETS
 from studio.service import Service
@@ -95,6 +96,25 @@ def run(service: Service, job: Job, talk: Talk, cancel: threading.Event) -> Resu
         for event in service.submit(job, cancel).events():
             talk.event(event)
     return event
+
+
+def run_all(
+    service: Service, jobs: Mapping[str, Job], talk: Talk, cancel: threading.Event
+) -> dict[str, Result | Failure]:
+    """Run jobs by name, tell what happens, and return how each of them ended."""
+    names = list(jobs)
+    ended: dict[str, Result | Failure] = {}
+    with talk:
+        for index, event in run_group(service, list(jobs.values()), cancel):
+            name = names[index]
+            talk.event(event, name)
+            if isinstance(event, Failure):
+                talk.say(f"{name} failed: {event}")
+            elif isinstance(event, Result):
+                talk.done(event)
+            if isinstance(event, Ended):
+                ended[name] = event
+    return ended
 
 
 @contextmanager

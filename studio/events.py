@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from studio.settings import ReconstructSettings
 
@@ -60,7 +61,8 @@ class Progress:
         message: what is going on, for a person.
         seconds: since the job began.
         remaining: seconds it will probably take from here, judged by earlier jobs on this machine; None if unknown.
-        preview: a JPEG of at most 256 pixels a side, or None.
+        preview: a JPEG of at most 256 pixels a side, or None. One comes at the end of "prepare" (the views),
+            "structure" (the voxels), "decode" (the splats) and "bake" (the texture), from the cache too.
         cached: the stage's output was there already.
     """
 
@@ -72,6 +74,45 @@ class Progress:
     remaining: float | None = None
     preview: bytes | None = field(default=None, repr=False)
     cached: bool = False
+
+
+@dataclass(frozen=True)
+class FoundView:
+    """A view whose camera has been found.
+
+    Attributes:
+        name: as the job named it.
+        picture: the cut-out view, a JPEG of at most 256 pixels a side.
+        cut_out_by: "alpha", "rembg" or "grabcut".
+        notes: what may be wrong with the photograph, see `studio.quality`.
+    """
+
+    name: str
+    picture: bytes = field(repr=False)
+    cut_out_by: str
+    notes: tuple[dict[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class CamerasFound:
+    """The end of a job that stops once the cameras are known. It has written no files.
+
+    Attributes:
+        job: its id.
+        views: in the order of the job; view k belongs to frame k of `transforms`.
+        transforms: what transforms.json would hold. Its "frame" is "gltf" if the cameras stand around the asset to
+            come, which then lies within [-0.5, 0.5]^3; `trellis.renderers.camera_formats.from_transforms` reads it.
+        seconds: they took.
+        cached: the stages that did not have to run.
+        notes: sentences about the job.
+    """
+
+    job: str
+    views: tuple[FoundView, ...]
+    transforms: dict[str, Any] = field(repr=False)
+    seconds: float
+    cached: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,10 @@
 """Keys of the stage cache: hashes of everything that a stage's output depends on.
 
 A stage's key covers its name, its own settings, the hashes of the networks that it runs, the code and library versions,
-the kind of device, and the keys of the stages that it builds on. The values that flow between stages need not be read
-for it, so finding out that everything is there already costs milliseconds.
+the kind of device, and the keys of the stages that it builds on. The first stage after the photographs builds on the
+pixels of the prepared views instead, so that the same views come to the same key from wherever they come: from
+photographs, or from the `views` folder of a finished run. No other value that flows between stages need be read, so
+finding out that everything is there already costs milliseconds.
 """
 
 from __future__ import annotations
@@ -63,7 +65,16 @@ def view_key(view: View) -> str:
                 while block := stream.read(2**20):
                     digest.update(block)
         digest.update(b"|")
-    digest.update(b"prepared" if view.prepared else b"photograph")
+    digest.update(b"photograph" if view.earlier is None else f"prepared {view.earlier}".encode())
+    return digest.hexdigest()[:32]
+
+
+def images_key(images: Iterable[Image.Image]) -> str:
+    """A hash of the pixels of some images, in their order."""
+    digest = hashlib.sha256()
+    for image in images:
+        digest.update(f"{image.mode} {image.size}|".encode())
+        digest.update(image.tobytes())
     return digest.hexdigest()[:32]
 
 

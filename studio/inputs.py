@@ -28,6 +28,21 @@ class BadViewsError(InputError):
         self.sentences = tuple(sentences)
 
 
+@dataclass(frozen=True)
+class Earlier:
+    """What an earlier run says of a view.
+
+    Attributes:
+        cut_out_by: "alpha", "rembg" or "grabcut".
+        photograph: a hash of the photograph, from `studio.fingerprint.view_key`.
+        notes: on the photograph, see `studio.quality`.
+    """
+
+    cut_out_by: str
+    photograph: str
+    notes: tuple[dict[str, Any], ...] = ()
+
+
 @dataclass(frozen=True, eq=False)
 class View:
     """One photograph, not decoded yet: 32 opened photographs of a modern camera would fill gigabytes.
@@ -36,13 +51,14 @@ class View:
         name: what to call it in a message.
         source: a file, or an image opened already.
         mask: a file whose bright pixels mark the object, or None.
-        prepared: it is cut out, centred and of the networks' resolution already, as in a finished run's views folder.
+        earlier: what is known of a view that is cut out, centred and of the networks' resolution already, as in a
+            finished run's views folder; None for a photograph.
     """
 
     name: str
     source: Path | Image.Image
     mask: Path | None = None
-    prepared: bool = False
+    earlier: Earlier | None = None
 
     def open(self) -> Image.Image:
         """The picture, upright, 8 bits a channel, RGBA if it has transparency or a mask.

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from PIL import Image
 
@@ -29,6 +29,9 @@ class Job:
         formats: further files to write beside the usual ones, from `trellis.export.bundle.FORMATS`.
         use_cache: take finished stages from the cache and keep them there.
         user: on whose behalf; the queue serves users in turn.
+        until: None for the whole asset. "cameras" stops once the cameras are known and ends in `CamerasFound` instead
+            of a `Result`; it writes no files. A whole job for the same views then goes on from the cache, and one for
+            some of them need not cut them out again.
         id: unique among all jobs.
     """
 
@@ -38,6 +41,7 @@ class Job:
     formats: tuple[str, ...] = ()
     use_cache: bool = True
     user: str = LOCAL_USER
+    until: Literal["cameras"] | None = None
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
 
@@ -49,6 +53,7 @@ def make_job(
     formats: Sequence[str] = (),
     use_cache: bool = True,
     user: str = LOCAL_USER,
+    until: Literal["cameras"] | None = None,
 ) -> Job:
     """A job from what a person hands in. Draws the seed if a new one was asked for.
 
@@ -61,7 +66,7 @@ def make_job(
             if name not in FORMATS:
                 raise InputError(f"There is no export format {name!r}; choose from {', '.join(FORMATS)}.")
     formats = tuple(dict.fromkeys(formats))
-    return Job(tuple(as_views(views)), settings.with_drawn_seed(), Path(out_dir), formats, use_cache, user)
+    return Job(tuple(as_views(views)), settings.with_drawn_seed(), Path(out_dir), formats, use_cache, user, until)
 
 
 def job_from_json(value: Any, defaults: ReconstructSettings | None = None, user: str = LOCAL_USER) -> Job:

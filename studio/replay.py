@@ -1,19 +1,25 @@
-"""Making a finished run's asset again, from its own run.json and its own prepared views."""
+"""Making a finished run's asset again, from its own run.json and its own prepared views.
+
+`revise` is the way to change something about a finished asset: what the change does not touch comes from the cache.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from studio.events import CAMERAS, MESH, RUN, SPLATS
-from studio.inputs import View
-from studio.job import Job, make_job
+from studio.inputs import Earlier, View
+from studio.job import LOCAL_USER, Job, make_job
 from studio.settings import make_settings, settings_from_json
 from trellis.errors import InputError
 
 COMPARED = (MESH, SPLATS, CAMERAS)
+_MAX_BYTES = 16 * 2**20  # of a run.json; they have some 20 kB
+_MAX_NOTES = 20
 
 
 def read_run(path: str | Path) -> tuple[dict[str, Any], Path]:
@@ -21,10 +27,12 @@ def read_run(path: str | Path) -> tuple[dict[str, Any], Path]:
     path = Path(path)
     file = path / RUN if path.is_dir() else path
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
+        with file.open("rb") as stream:
+            text = stream.read(_MAX_BYTES + 1)
+        record = json.loads(text) if len(text) <= _MAX_BYTES else None
     except OSError as error:
         raise InputError(f"'{file}' cannot be read: {error.strerror or error}.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"'{file.name}' is not a record of a run: it is not valid JSON.") from error
     fields = {"settings": dict, "views": list, "files": dict, "weights": dict}
     if not isinstance(record, dict) or not all(isinstance(record.get(name), kind) for name, kind in fields.items()):
@@ -39,6 +47,7 @@ def job_of_run(
     changes: Mapping[str, Any] | None = None,
     formats: Sequence[str] = (),
     use_cache: bool = True,
+    user: str = LOCAL_USER,
 ) -> Job:
     """The job that made a run, from the views as the networks saw them.
 
@@ -54,9 +63,52 @@ def job_of_run(
             raise InputError(f"The run's view '{name}' is missing beside its run.json.")
         if sha256(file) != record["files"].get(name):
             raise InputError(f"The run's view '{name}' has been changed since.")
-        views.append(View(str(entry.get("name", name)), file, prepared=True))
+        views.append(View(str(entry.get("name", name)), file, earlier=_earlier(entry)))
     settings = make_settings(changes or {}, settings_from_json(record["settings"]))
-    return make_job(views, settings, out_dir, formats=formats, use_cache=use_cache)
+    return make_job(views, settings, out_dir, formats=formats, use_cache=use_cache, user=user)
+
+
+def revise(
+    finished: str | Path,
+    changes: Mapping[str, Any],
+    out_dir: str | Path | None = None,
+    formats: Sequence[str] = (),
+    user: str = LOCAL_USER,
+) -> Job:
+    """The job that makes a finished run again with some settings changed.
+
+    Another `texture_size` bakes again, another `simplify` also simplifies again, and neither samples anything as long
+    as the run's stages are in the cache.
+
+    Args:
+        finished: the folder of the run.
+        changes: flat settings by key.
+        out_dir: None for the run's own folder, whose files are replaced when all new ones are finished.
+        formats: further files to write, from `trellis.export.bundle.FORMATS`.
+
+    Raises InputError: the folder holds no such run, its views have been changed, or a setting is out of its range.
+    """
+    record, folder = read_run(finished)
+    return job_of_run(record, folder, folder if out_dir is None else out_dir, changes, formats, user=user)
+
+
+def _earlier(entry: Mapping[str, Any]) -> Earlier:
+    """What a record says of a view. Raises InputError if it does not say it as this studio does."""
+    from studio.report import BACKGROUND_REMOVAL
+
+    method, photograph, notes = entry.get("cut_out_by"), entry.get("photograph"), entry.get("notes")
+    if not isinstance(method, str) or method not in BACKGROUND_REMOVAL or not isinstance(notes, list):
+        raise InputError("The run's record does not say how its views were cut out.")
+    if not isinstance(photograph, str) or not re.fullmatch("[0-9a-f]{32}", photograph):
+        raise InputError("The run's record does not say which photographs its views were cut out of.")
+    kept = []
+    for note in notes[:_MAX_NOTES]:
+        kinds = {"kind": str, "value": (int, float), "message": str}
+        if not isinstance(note, dict) or not all(isinstance(note.get(key), kind) for key, kind in kinds.items()):
+            raise InputError("The run's record holds notes on its views that cannot be read.")
+        if note["kind"] != "duplicate":  # found anew
+            kept.append({key: note[key] for key in kinds})
+    return Earlier(method, photograph, tuple(kept))
 
 
 def check_weights(record: Mapping[str, Any], weights: Mapping[str, str]) -> None:

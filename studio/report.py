@@ -44,7 +44,6 @@ BACKGROUND_REMOVAL = {
     "alpha": ("the image's own alpha channel", None),
     "rembg": ("rembg, U2-Net", "MIT; weights Apache-2.0"),
     "grabcut": ("OpenCV GrabCut", "Apache-2.0"),
-    "earlier run": ("taken from an earlier run's prepared views", None),
 }
 
 _SAMPLE_SECONDS = 0.1
@@ -104,6 +103,7 @@ def run_record(
     settings: ReconstructSettings,
     asked: ReconstructSettings,
     views: Sequence[PreparedView],
+    photographs: Sequence[str],
     files: Mapping[str, str],
     seconds: Mapping[str, float],
     cached: Sequence[str],
@@ -116,6 +116,7 @@ def run_record(
 
     Args:
         settings: that the job ran with; `asked` are those that it came with, before the memory had its say.
+        photographs: a hash of each view's file, as the job found it.
         files: SHA-256 of every other file, by its path in the folder; views come as views/000.png and so on.
         seconds: of the stages that ran; `cached` names those that did not have to.
         memory: predicted and measured peaks.
@@ -136,10 +137,11 @@ def run_record(
             {
                 "name": view.name,
                 "file": f"{VIEWS}/{number:03d}.png",
+                "photograph": photograph,
                 "cut_out_by": view.cut_out_by,
                 "notes": list(view.notes),
             }
-            for number, view in enumerate(views)
+            for number, (view, photograph) in enumerate(zip(views, photographs, strict=True))
         ],
         "files": dict(files),
         "counts": dict(counts),

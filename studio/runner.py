@@ -28,17 +28,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from studio import memory, stages
+from studio import memory, previews, stages
 from studio.cache import NO_ROOM, StageCache
 from studio.engine import Engine
-from studio.events import RUN, WRITTEN, Cancelled, JobError, Note, Progress, Result
-from studio.fingerprint import stage_key, view_key
+from studio.events import RUN, WRITTEN, CamerasFound, Cancelled, FoundView, JobError, Note, Progress, Result
+from studio.fingerprint import images_key, stage_key, view_key
 from studio.history import History
+from studio.inputs import View
 from studio.job import Job
 from studio.report import PeakMemory
 from studio.settings import ReconstructSettings
-from studio.stages import STAGES
-from studio.write import write_files
+from studio.stages import STAGES, PreparedView
+from studio.write import camera_record, view_names, write_files
 from trellis.errors import InputError
 
 Emit = Callable[[Progress | Note], None]
@@ -55,7 +56,7 @@ def run_job(
     cache: StageCache | None = None,
     history: History | None = None,
     free_memory: memory.Free | None = None,
-) -> Result:
+) -> Result | CamerasFound:
     """Run a job to its end. Files appear in its folder only when all of them are finished; an earlier result stays
     until then.
 
@@ -95,7 +96,7 @@ class _Output:
     def ensure(self) -> None:
         """See to it that the output exists, in memory or in the cache."""
         if not self._made and self.key in self._run.cache:
-            self._run.found(self.name)
+            self._run.found(self)
         else:
             self.value()
 
@@ -121,6 +122,7 @@ class Run:
         self.cache = cache
         self.cached: list[str] = []
         self.notes: list[str] = []
+        self.photographs: list[str] = []  # hashes
         self.seconds: dict[str, float] = {}
         self._job, self._engine, self._history = job, engine, history
         self._emit, self._cancelled = emit, cancelled
@@ -128,8 +130,9 @@ class Run:
         self._expected: dict[str, float] | None = None
         self._memory = PeakMemory(engine.pipeline.device)
         self.peaks: dict[str, dict[str, int | None]] = {}
+        self._preview: bytes | None = None  # the latest of the running stage
 
-    def run(self, free: memory.Free | None) -> Result:
+    def run(self, free: memory.Free | None) -> Result | CamerasFound:
         job, pipeline = self._job, self._engine.pipeline
         self._check()
         self.plan = memory.fit(pipeline, job.settings, len(job.views), free or memory.free(pipeline.device))
@@ -138,34 +141,63 @@ class Run:
             self.note(note)
         if self._history is not None:
             self._expected = self._history.expected(self._engine.environment, settings, len(job.views))
-        with self._memory, self._placed(), _staging(job.out_dir) as staging:
+        with self._memory, self._placed():
+            ended = self._find_cameras(settings) if job.until == "cameras" else self._make_asset(settings)
+        if self._history is not None:
+            self._history.record(self._engine.environment, settings, len(job.views), self.seconds)
+        return ended
+
+    def _make_asset(self, settings: ReconstructSettings) -> Result:
+        job = self._job
+        with _staging(job.out_dir) as staging:
             outputs = self._plan(settings)
-            for name in ("prepare", "cameras", "structure", "latent", "decode", "mesh", "bake", "video"):
+            for name in ("cameras", "structure", "latent", "decode", "mesh", "bake", "video"):
                 outputs[name].ensure()
             counts = write_files(self, outputs, job, self._engine, staging)
             _publish(staging, job.out_dir)
-        if self._history is not None:
-            self._history.record(self._engine.environment, settings, len(job.views), self.seconds)
         return Result(job.out_dir, settings, self.elapsed(), counts, tuple(self.cached), tuple(self.notes))
 
+    def _find_cameras(self, settings: ReconstructSettings) -> CamerasFound:
+        if self._expected is not None:
+            self._expected = {name: self._expected[name] for name in ("prepare", "cameras")}
+        outputs = self._plan(settings)
+        prepared, conditions = outputs["prepare"].value(), outputs["cameras"].value()
+        record = camera_record(conditions.cameras, view_names(len(prepared)), self._engine.pipeline.camera_frame)
+        views = tuple(
+            FoundView(view.name, previews.jpeg(view.image), view.cut_out_by, tuple(view.notes)) for view in prepared
+        )
+        return CamerasFound(self._job.id, views, record, self.elapsed(), tuple(self.cached), tuple(self.notes))
+
     def _plan(self, settings: ReconstructSettings) -> dict[str, _Output]:
-        """Every stage with its key, its inputs and its function; nothing runs yet."""
+        """Every stage with its key, its inputs and its function. The views are prepared, nothing else runs yet."""
         engine, pipeline, views = self._engine, self._engine.pipeline, self._job.views
-        try:
-            photographs = [view_key(view) for view in views]
-        except OSError:  # `prepare` will say which view cannot be read
-            photographs = [uuid.uuid4().hex]
+        photographs = [_photograph_key(view) for view in views]
+        self.photographs = [view.earlier.photograph if view.earlier else key
+                            for view, key in zip(views, photographs, strict=True)]  # fmt: skip
         plan: dict[str, _Output] = {}
 
-        def add(name: str, inputs: tuple[str, ...], reads: dict[str, Any], function: Any) -> None:
-            keys = [plan[needed].key for needed in inputs] or photographs
+        def add(
+            name: str, inputs: tuple[str, ...], reads: dict[str, Any], function: Any, keys: list[str] | None = None
+        ) -> None:
+            keys = keys or [plan[needed].key for needed in inputs]
             key = stage_key(name, keys, reads, engine.environment)
             plan[name] = _Output(self, name, key, tuple(plan[needed] for needed in inputs), function)
 
         s = settings
-        removal = "rembg" if stages.rembg_available() else "grabcut"
-        add("prepare", (), {"removal": removal}, lambda report: stages.prepare(views, pipeline, report))
-        add("cameras", ("prepare",), {}, lambda prepared, report: stages.cameras(prepared, pipeline, report))
+        how = {"removal": "rembg" if stages.rembg_available() else "grabcut"}
+
+        def recall(view: View, make: Callable[[], PreparedView]) -> PreparedView:
+            """Each view is kept by itself too, for jobs with some of these views."""
+            key = stage_key("view", [photographs[views.index(view)]], how, engine.environment)
+            value = self.cache.get(key)
+            if value is None:
+                value = make()
+                self.cache.put(key, value)
+            return value
+
+        add("prepare", (), how, lambda report: stages.prepare(views, pipeline, report, recall), photographs)
+        pixels = [images_key(view.image for view in plan["prepare"].value())]
+        add("cameras", ("prepare",), {}, lambda prepared, report: stages.cameras(prepared, pipeline, report), pixels)
         add(
             "structure",
             ("cameras",),
@@ -198,26 +230,27 @@ class Run:
         """Load an output from the cache, or compute it and keep it there."""
         value = self.cache.get(output.key)
         if value is not None:
-            self.found(output.name)
+            self.found(output)
             return value
         if output.name in self.cached:  # it was there a moment ago; another process needed the room
             self.cached.remove(output.name)
         inputs = [needed.value() for needed in output.inputs]
         value = self.timed(output.name, partial(output.function, *inputs))
-        self.cache.put(output.key, value)
+        if self.cache.put(output.key, value) and self._preview is not None:
+            self.cache.put(_preview_key(output.key), self._preview)
         return value
 
-    def found(self, name: str) -> None:
+    def found(self, output: _Output) -> None:
         """Tell, once, that a stage needs not run."""
-        if name not in self.cached and name not in self.seconds:
-            self.cached.append(name)
+        if output.name not in self.cached and output.name not in self.seconds:
+            self.cached.append(output.name)
             self._check()
-            self._tell(name, 1, 1, None, cached=True)
+            self._tell(output.name, 1, 1, self.cache.get(_preview_key(output.key)), cached=True)
 
     def timed(self, name: str, function: Callable[[stages.Report], Any]) -> Any:
         """Run a stage's function, with its time and its peak memory taken down."""
         started = time.monotonic()
-        self.stage = name
+        self.stage, self._preview = name, None
         if self.plan.offload:
             memory.place(self._engine.pipeline, name)
         self._memory.begin()
@@ -253,6 +286,7 @@ class Run:
 
     def report(self, stage: str, step: int, of: int, preview: bytes | None = None) -> None:
         self._check()
+        self._preview = preview or self._preview
         self._tell(stage, step, of, preview)
 
     def _check(self) -> None:
@@ -269,6 +303,17 @@ class Run:
         pending = [name for name in self._expected if name not in self.seconds and name not in self.cached]
         return sum(seconds * (1 - share if name == stage else 1) for name, seconds in self._expected.items()
                    if name in pending)  # fmt: skip
+
+
+def _photograph_key(view: View) -> str:
+    try:
+        return view_key(view)
+    except OSError:  # `prepare` will say that it cannot be read
+        return uuid.uuid4().hex
+
+
+def _preview_key(key: str) -> str:
+    return f"{key}-preview"
 
 
 def _publish(staging: Path, target: Path) -> None:

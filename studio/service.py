@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 from studio.cache import DEFAULT_BYTES, default_folder
 from studio.engine import chosen_checkpoint
-from studio.events import Cancelled, JobError, Note, Progress, Queued, Result
+from studio.events import CamerasFound, Cancelled, JobError, Note, Progress, Queued, Result
 from studio.fair_queue import FairQueue
 from studio.job import Job
 from studio.settings import ReconstructSettings
@@ -33,7 +33,7 @@ from trellis.errors import InputError
 logger = logging.getLogger(__name__)
 
 State = Literal["queued", "running", "done", "cancelled", "failed"]
-Event = Queued | Progress | Note | Result
+Event = Queued | Progress | Note | Result | CamerasFound
 
 _POLL = 0.1  # seconds
 _HEARTBEAT = 0.5  # seconds between repeated events while nothing new happens
@@ -52,7 +52,7 @@ class Ticket:
 
     job: Job
     state: State = "queued"
-    result: Result | None = None
+    result: Result | CamerasFound | None = None
     error: Exception | None = None
     cancelled: threading.Event = field(default_factory=threading.Event)
     _ended: threading.Event = field(default_factory=threading.Event)
@@ -63,7 +63,7 @@ class Ticket:
         """Stop it: at once while it waits, within one step while it runs. Of no effect on a job that has ended."""
         self.cancelled.set()
 
-    def wait(self, timeout: float | None = None) -> Result:
+    def wait(self, timeout: float | None = None) -> Result | CamerasFound:
         """The result. Raises what ended the job otherwise, and TimeoutError."""
         if not self._ended.wait(timeout):
             raise TimeoutError(f"The job has not ended within {timeout:g} seconds.")
@@ -72,7 +72,7 @@ class Ticket:
         raise self.error or Cancelled()
 
     def events(self) -> Iterator[Event]:
-        """What happens, as it happens and at least twice a second, and the Result last. For one reader.
+        """What happens, as it happens and at least twice a second, and the result last. For one reader.
 
         Raises InputError, Cancelled or JobError if the job ends so. Closing the generator cancels the job.
         """
@@ -103,7 +103,9 @@ class Ticket:
     def tell(self, event: Progress | Note) -> None:
         self._news.put(event)
 
-    def finish(self, state: State, result: Result | None = None, error: Exception | None = None) -> None:
+    def finish(
+        self, state: State, result: Result | CamerasFound | None = None, error: Exception | None = None
+    ) -> None:
         self.state, self.result, self.error = state, result, error
         self._ended.set()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -71,7 +72,7 @@ VIDEO_BACKGROUND = (0.5, 0.5, 0.5)  # the grey that a picture of normals has whe
 
 @dataclass(frozen=True, eq=False)
 class PreparedView:
-    """image: RGBA, square, of the networks' resolution. cut_out_by: "alpha", "rembg", "grabcut" or "earlier run".
+    """image: RGBA, square, of the networks' resolution. cut_out_by: "alpha", "rembg" or "grabcut".
 
     notes: what may be wrong with the photograph, see `studio.quality`.
     """
@@ -82,20 +83,30 @@ class PreparedView:
     notes: tuple[quality.Note, ...] = ()
 
 
-def prepare(views: Sequence[View], pipeline: TrellisVGGTTo3DPipeline, report: Report) -> list[PreparedView]:
-    """Open every view, cut the object out, and centre it. Raises BadViewsError with a sentence per unusable view."""
+def _anew(_: View, make: Callable[[], PreparedView]) -> PreparedView:
+    return make()
+
+
+def prepare(
+    views: Sequence[View],
+    pipeline: TrellisVGGTTo3DPipeline,
+    report: Report,
+    recall: Callable[[View, Callable[[], PreparedView]], PreparedView] = _anew,
+) -> list[PreparedView]:
+    """Open every view, cut the object out, and centre it.
+
+    Args:
+        recall: gives a view as it was prepared before, or calls what it is given to prepare it.
+
+    Raises BadViewsError with a sentence per unusable view.
+    """
     report(0, len(views))
     prepared, sentences = [], []
     for number, view in enumerate(views, start=1):
         try:
-            image = view.open()
+            prepared.append(recall(view, partial(_prepared, view, pipeline)))
         except InputError as error:
-            sentences.append(str(error))  # names the file
-        else:
-            try:
-                prepared.append(_prepared(view, image, pipeline))
-            except InputError as error:
-                sentences.append(f"'{view.name}': {error}")
+            sentences.append(str(error))
         report(number, len(views))
     if sentences:
         raise BadViewsError(sentences)
@@ -110,11 +121,20 @@ def cut_out_method(image: Image.Image) -> str:
     return "alpha" if has_usable_alpha(image) else "rembg" if rembg_available() else "grabcut"
 
 
-def _prepared(view: View, image: Image.Image, pipeline: TrellisVGGTTo3DPipeline) -> PreparedView:
-    if view.prepared:
+def _prepared(view: View, pipeline: TrellisVGGTTo3DPipeline) -> PreparedView:
+    """One view, opened and prepared. Raises InputError with a sentence that names it."""
+    image = view.open()
+    try:
+        return _cut_out(view, image, pipeline)
+    except InputError as error:
+        raise InputError(f"'{view.name}': {error}") from error
+
+
+def _cut_out(view: View, image: Image.Image, pipeline: TrellisVGGTTo3DPipeline) -> PreparedView:
+    if view.earlier is not None:
         if image.size != (pipeline.image_resolution,) * 2:
             raise InputError(f"A prepared view must have {pipeline.image_resolution} pixels a side, not {image.size}.")
-        return PreparedView(view.name, image, "earlier run")
+        return PreparedView(view.name, image.convert("RGBA"), view.earlier.cut_out_by, view.earlier.notes)
     method = cut_out_method(image)
     image = cut_out(image)
     return PreparedView(view.name, pipeline.preprocess_image(image), method, quality.notes_on(image))

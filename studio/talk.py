@@ -19,7 +19,7 @@ class TextTalk:
     def __init__(self) -> None:
         self._console = Console(stderr=True)
         self._bars: Bars | None = None
-        self._tasks: dict[str, Any] = {}
+        self._tasks: dict[tuple[str, str], Any] = {}  # by job and stage
 
     def __enter__(self) -> TextTalk:
         self._tasks = {}
@@ -41,13 +41,14 @@ class TextTalk:
     def say(self, sentence: str) -> None:
         self._console.print(sentence, markup=False, highlight=False)
 
-    def event(self, event: Any) -> None:
+    def event(self, event: Any, job: str = "") -> None:
+        """job: its name, if there are several."""
         if isinstance(event, Note):
-            self.say(event.message)
+            self.say(f"{job}: {event.message}" if job else event.message)
         elif isinstance(event, Progress):
-            self._progress(event)
-        elif isinstance(event, Result):
-            self._finish_tasks()
+            self._progress(event, job)
+        elif isinstance(event, (Result, Exception)):
+            self._finish_tasks(job)
 
     def done(self, result: Result) -> None:
         reused = f" ({len(result.cached)} stages were there already)" if result.cached else ""
@@ -64,18 +65,22 @@ class TextTalk:
     def failed(self, sentence: str, code: int) -> None:
         typer.echo(sentence, err=True)
 
-    def _progress(self, progress: Progress) -> None:
-        if progress.stage not in self._tasks:
-            self._finish_tasks()
+    def _progress(self, progress: Progress, job: str) -> None:
+        key = (job, progress.stage)
+        if key not in self._tasks:
+            self._finish_tasks(job)
             text = f"{progress.message} (done before)" if progress.cached else progress.message
-            self._tasks[progress.stage] = self._bars.add_task(text, left="")
+            self._tasks[key] = self._bars.add_task(f"{job}: {text}" if job else text, left="")
         left = "" if progress.remaining is None else f"about {progress.remaining:.0f} s left"
-        self._bars.update(self._tasks[progress.stage], completed=progress.step, total=progress.of, left=left)
+        self._bars.update(self._tasks[key], completed=progress.step, total=progress.of, left=left)
 
-    def _finish_tasks(self) -> None:
-        for task in self._tasks.values():
-            self._bars.update(task, left="")
-            self._bars.stop_task(task)
+    def _finish_tasks(self, job: str) -> None:
+        """The bars of a single job stay to be read; of several jobs only those that run are shown."""
+        for key in [key for key in self._tasks if key[0] == job]:
+            self._bars.update(self._tasks[key], left="")
+            self._bars.stop_task(self._tasks[key])
+            if job:
+                self._bars.remove_task(self._tasks.pop(key))
 
 
 class JsonTalk:
@@ -90,15 +95,17 @@ class JsonTalk:
     def say(self, sentence: str) -> None:
         self._print(event="message", message=sentence)
 
-    def event(self, event: Any) -> None:
+    def event(self, event: Any, job: str = "") -> None:
+        """job: its name, if there are several."""
+        whose = {"job": job} if job else {}
         if isinstance(event, Note):
-            self.say(event.message)
+            self._print(event="message", **whose, message=event.message)
         elif isinstance(event, Queued):
-            self._print(event="queued", ahead=event.ahead)
+            self._print(event="queued", **whose, ahead=event.ahead)
         elif isinstance(event, Progress):
             remaining = None if event.remaining is None else round(event.remaining, 1)
-            self._print(event="progress", stage=event.stage, step=event.step, of=event.of, cached=event.cached,
-                        seconds=round(event.seconds, 2), remaining=remaining)  # fmt: skip
+            self._print(event="progress", **whose, stage=event.stage, step=event.step, of=event.of,
+                        cached=event.cached, seconds=round(event.seconds, 2), remaining=remaining)  # fmt: skip
 
     def done(self, result: Result) -> None:
         files = {name: str(getattr(result, name)) for name in ("mesh", "gaussian", "turntable", "transforms", "run")}

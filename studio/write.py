@@ -56,7 +56,7 @@ def write_files(run: Run, outputs: dict[str, Any], job: Job, engine: Engine, fol
         (folder / VIDEO).write_bytes(film)
         report(2, 4)
         view_files = _save_views(prepared, folder)
-        write_json(folder / CAMERAS, _camera_record(cameras, view_files, pipeline.camera_frame))
+        write_json(folder / CAMERAS, camera_record(cameras, view_files, pipeline.camera_frame))
         if job.formats:
             export_files(
                 folder / EXPORTS, asset, gaussian, cameras if registered else None,
@@ -83,6 +83,7 @@ def write_files(run: Run, outputs: dict[str, Any], job: Job, engine: Engine, fol
         settings=settings,
         asked=job.settings,
         views=prepared,
+        photographs=run.photographs,
         files=files,
         seconds=run.seconds,
         cached=run.cached,
@@ -129,16 +130,21 @@ def _side(settings: Any) -> int:
     return max(64, settings.video_size // 2)
 
 
+def view_names(count: int) -> list[str]:
+    """Where the prepared views of a run lie in its folder."""
+    return [f"{VIEWS}/{number:03d}.png" for number in range(count)]
+
+
 def _save_views(prepared: list[stages.PreparedView], folder: Path) -> list[str]:
-    """Write the prepared views as views/000.png and so on; returns these names."""
+    """Write the prepared views; returns their names."""
     (folder / VIEWS).mkdir()
-    names = [f"{VIEWS}/{number:03d}.png" for number in range(len(prepared))]
+    names = view_names(len(prepared))
     for name, view in zip(names, prepared, strict=True):
         view.image.save(folder / name)
     return names
 
 
-def _camera_record(cameras: Cameras, view_files: list[str], camera_frame: str) -> dict[str, Any]:
+def camera_record(cameras: Cameras, view_files: list[str], camera_frame: str) -> dict[str, Any]:
     """The content of transforms.json.
 
     Cameras in the object frame are written in the glTF frame, like the mesh. Those in the frame of the first view are

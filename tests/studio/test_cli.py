@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from studio.cli import app
 from studio.settings import leaves
+from studio.talk import JsonTalk
 
 ROOT = Path(__file__).resolve().parents[2]
 FAST = ["--texture-size", "512", "--video-frames", "8", "--video-size", "64"]
@@ -207,33 +208,33 @@ def test_export_writes_a_finished_run_again_in_other_formats(photos, shared_work
     assert json.loads((tmp_path / "large" / "run.json").read_text())["settings"]["texture_size"] == 768
 
 
-def test_a_batch_goes_on_where_it_stopped_and_survives_a_bad_object(shared_worker, tmp_path, monkeypatch):
-    from studio import cli
-
+def test_a_batch_of_five_interrupted_after_two_goes_on_with_three_and_survives_a_bad_object(
+    shared_worker, tmp_path, monkeypatch
+):
     for number in range(5):
         folder = tmp_path / "objects" / f"object{number}"
         folder.mkdir(parents=True)
         tiny_views(number + 1)[-1].save(folder / "view.png")
-    started = []
-    real = cli.run
+    done, real = [], JsonTalk.done
 
-    def interrupted(service, job, talk, cancel):
-        if len(started) == 2:
-            raise KeyboardInterrupt
-        started.append(job)
-        return real(service, job, talk, cancel)
+    def interrupt_after_two(talk, result) -> None:
+        real(talk, result)
+        done.append(result.folder.name)
+        if len(done) == 2:
+            signal.raise_signal(signal.SIGINT)
 
     args = ("batch", tmp_path / "objects", "-o", tmp_path / "out", "--json", *FAST)
-    monkeypatch.setattr(cli, "run", interrupted)
+    monkeypatch.setattr(JsonTalk, "done", interrupt_after_two)
     assert invoke(*args).exit_code == 130
-    monkeypatch.setattr(cli, "run", real)
-    (tmp_path / "objects" / "object4" / "view.png").write_text("broken")
+    assert done == ["object0", "object1"] == sorted(folder.name for folder in (tmp_path / "out").iterdir())
+    (tmp_path / "objects" / "wrong").mkdir()
+    (tmp_path / "objects" / "wrong" / "view.png").write_text("broken")
     outcome = invoke(*args)
     summary = json.loads(outcome.stdout.splitlines()[-1])
     assert outcome.exit_code == 3
-    assert summary["skipped"] == ["object0", "object1"] and summary["made"] == ["object2", "object3"]
-    assert "not an image" in summary["failed"]["object4"]
-    assert (tmp_path / "out" / "batch.csv").read_text().count("\n") == 5
+    assert summary["skipped"] == ["object0", "object1"] and summary["made"] == ["object2", "object3", "object4"]
+    assert "not an image" in summary["failed"]["wrong"] and done == [f"object{number}" for number in range(5)]
+    assert (tmp_path / "out" / "batch.csv").read_text().count("\n") == 6
 
 
 def test_a_comparison_is_one_page_and_one_table(photos, shared_worker, tmp_path):

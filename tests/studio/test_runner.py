@@ -11,13 +11,17 @@ from tiny_checkpoint import tiny_views
 
 from studio import memory
 from studio.cache import StageCache
-from studio.events import Cancelled, JobError, Note, Progress
+from studio.events import CamerasFound, Cancelled, JobError, Note, Progress
 from studio.history import History
+from studio.inputs import View
 from studio.job import job_from_json, make_job
 from studio.presets import measured_times
+from studio.replay import revise
+from studio.results import list_results, read_result
 from studio.runner import run_job
 from studio.settings import make_settings
 from trellis.errors import InputError
+from trellis.renderers.camera_formats import from_transforms
 
 SAMPLING = {"prepare", "cameras", "structure", "latent", "decode"}
 
@@ -75,24 +79,67 @@ def test_other_photos_share_nothing(first, engine, quick, cache, tmp_path):
     assert result.cached == ()
 
 
-def test_previews_are_small_pictures(first):
+def test_previews_are_small_pictures_and_come_from_the_cache_too(first, engine, quick, cache, tmp_path):
     previews = {event.stage: event.preview for event in first[1] if isinstance(event, Progress) and event.preview}
     assert set(previews) == {"prepare", "structure", "decode", "bake"}
     assert all(preview.startswith(b"\xff\xd8") and len(preview) < 50_000 for preview in previews.values())
+    events: list[Progress] = []
+    run_job(make_job(tiny_views(2), quick, tmp_path), engine, cache=cache, emit=events.append)
+    assert {event.stage: event.preview for event in events if event.preview} == previews
+
+
+def test_a_job_may_stop_at_the_cameras_and_go_on_with_fewer_views(engine, quick, tmp_path, monkeypatch):
+    cache, views, out = StageCache(tmp_path / "cache"), tiny_views(3), tmp_path / "out"
+    found = run_job(make_job(views, quick, out, until="cameras"), engine, cache=cache)
+    assert isinstance(found, CamerasFound) and found.cached == () and not out.exists()
+    assert [view.name for view in found.views] == ["view 1", "view 2", "view 3"]
+    assert all(view.picture.startswith(b"\xff\xd8") and view.cut_out_by == "alpha" for view in found.views)
+    assert found.views[0].notes == () and found.transforms["frame"] == "gltf"
+    cameras, _ = from_transforms(found.transforms)
+    assert len(cameras) == 3
+    # Going on as it was repeats nothing, and writes the same cameras.
+    whole = run_job(make_job(views, quick, out), engine, cache=cache)
+    assert whole.cached[:2] == ("prepare", "cameras")
+    assert json.loads(whole.transforms.read_text()) == found.transforms
+    # Without one view, the others need not be cut out again.
+    monkeypatch.setattr("studio.stages.cut_out", lambda image: pytest.fail("a view was cut out again"))
+    kept = [View("view 1", views[0]), View("view 3", views[2])]
+    fewer = run_job(make_job(kept, quick, out, until="cameras"), engine, cache=cache)
+    assert [view.name for view in fewer.views] == ["view 1", "view 3"]
+
+
+def test_a_finished_run_is_revised_in_place_without_sampling(engine, quick, cache, tmp_path, monkeypatch):
+    """Its own prepared views lead to the same stages as the photographs that it was made from."""
+    out, job = tmp_path / "out", make_job(tiny_views(2, transparent=False), quick, tmp_path / "out")
+    before = run_job(job, engine, cache=cache)
+    views = json.loads(before.run.read_text())["views"]
+    monkeypatch.setattr("trellis.pipelines.samplers.FlowEulerGuidanceIntervalSampler.iterate",
+                        lambda *_: pytest.fail("a sampler ran"))  # fmt: skip
+    for changes, again in (({"texture_size": 768}, {"bake"}), ({"simplify": 0.9}, {"mesh", "bake"})):
+        result = run_job(revise(out, changes), engine, cache=cache)
+        record = json.loads(result.run.read_text())
+        assert result.folder == out and set(record["seconds"]) - {"prepare"} == {*again, "report", "write", "total"}
+        assert record["views"] == views and views[0]["cut_out_by"] == "grabcut"
+    (listed,) = list_results(tmp_path)
+    assert listed.result.settings == result.settings and listed.result.counts == result.counts
+    assert listed.picture.is_file() and 0 <= listed.observed <= 1 and listed.checkpoint == "tiny0"
+    (out / "run.json").write_text('{"settings": {}, "views": [], "files": {}, "weights": {}}')
+    assert list_results(tmp_path) == list_results(tmp_path / "absent") == []
+    with pytest.raises(InputError, match="not a record of a run"):
+        read_result(out)
 
 
 def test_cancelling_stops_at_the_next_step_of_every_stage_and_keeps_what_was_finished(engine, quick, cache, tmp_path):
     names = ["prepare", "cameras", "structure", "latent", "decode", "mesh", "bake", "video", "report"]
     fresh = StageCache(tmp_path / "cache")
     for number, name in enumerate(names):
-        seen: list[str] = []
+        seen: list[Progress] = []
         job = make_job(tiny_views(2), quick, tmp_path / "out")
         with pytest.raises(Cancelled):
-            run_job(job, engine, cache=fresh, emit=lambda event, seen=seen: seen.append(event.stage),
-                    cancelled=lambda name=name, seen=seen: name in seen)  # fmt: skip
-        assert seen.count(name) == 1  # not one step more
-        kept = {file.stem for file in (tmp_path / "cache").glob("*.stage")}
-        assert len(kept) == min(number, 8)
+            run_job(job, engine, cache=fresh, emit=seen.append,
+                    cancelled=lambda name=name, seen=seen: any(event.stage == name for event in seen))  # fmt: skip
+        assert [event.stage for event in seen].count(name) == 1  # not one step more
+        assert [event.stage for event in seen if event.cached] == names[: max(number - 1, 0)]  # what the last run ended
         assert not (tmp_path / "out").exists()
 
 
