@@ -85,12 +85,14 @@ class FoundView:
         picture: the cut-out view, a JPEG of at most 256 pixels a side.
         cut_out_by: "alpha", "rembg" or "grabcut".
         notes: what may be wrong with the photograph, see `studio.quality`.
+        trust: in the camera's place, from 0 to 1, see `studio.trust`; None if it could not be judged.
     """
 
     name: str
     picture: bytes = field(repr=False)
     cut_out_by: str
     notes: tuple[dict[str, Any], ...]
+    trust: float | None = None
 
 
 @dataclass(frozen=True)

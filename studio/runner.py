@@ -39,6 +39,7 @@ from studio.job import Job
 from studio.report import PeakMemory
 from studio.settings import ReconstructSettings
 from studio.stages import STAGES, PreparedView
+from studio.trust import trust_in_cameras
 from studio.write import camera_record, view_names, write_files
 from trellis.errors import InputError
 
@@ -163,8 +164,12 @@ class Run:
         outputs = self._plan(settings)
         prepared, conditions = outputs["prepare"].value(), outputs["cameras"].value()
         record = camera_record(conditions.cameras, view_names(len(prepared)), self._engine.pipeline.camera_frame)
+        trusts: list[float | None] = [None] * len(prepared)
+        if self._engine.pipeline.camera_frame == "object":
+            trusts = trust_in_cameras(conditions.cameras, [view.image for view in prepared])
         views = tuple(
-            FoundView(view.name, previews.jpeg(view.image), view.cut_out_by, tuple(view.notes)) for view in prepared
+            FoundView(view.name, previews.jpeg(view.image), view.cut_out_by, tuple(view.notes), trust)
+            for view, trust in zip(prepared, trusts, strict=True)
         )
         return CamerasFound(self._job.id, views, record, self.elapsed(), tuple(self.cached), tuple(self.notes))
 
