@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +14,6 @@ from nvdiffrec.shading import TexturedGeometry
 from nvdiffrec.views import Views, srgb_to_linear
 from trellis.errors import InputError
 from trellis.export.bake import bake_views
-from trellis.export.gltf import TexturedMesh, from_gltf_frame
 from trellis.export.simplify import simplify
 from trellis.export.surface import Surface, surface_of
 from trellis.export.texels import paint, texels_of
@@ -63,34 +60,12 @@ def asset_of(mesh: Any, texture_size: int = 512) -> Asset:
     vertices = np.asarray(mesh.vertices, np.float32)
     if not np.isfinite(vertices).all():
         raise InputError("The mesh has vertices that are not finite.")
-    geometry = _welded(vertices, np.asarray(mesh.faces), np.asarray(mesh.uvs, np.float32))
+    geometry = welded(vertices, np.asarray(mesh.faces), np.asarray(mesh.uvs, np.float32))
     texture = torch.from_numpy(np.asarray(mesh.texture)[..., :3].astype(np.float32) / 255).permute(2, 0, 1)
     color = srgb_to_linear(torch.nn.functional.interpolate(
         texture[None], (texture_size, texture_size), mode="bilinear", align_corners=False, antialias=True
     )[0].clamp(0, 1))  # fmt: skip
     return Asset(geometry, plain_material(color))
-
-
-def load_asset(path: str | PathLike[str], texture_size: int = 512) -> Asset:
-    """An asset from a GLB file in the glTF frame (one textured mesh).
-
-    Raises:
-        InputError: the file cannot be read, or its mesh has no base colour texture.
-    """
-    import trimesh
-
-    path = Path(path)
-    try:
-        mesh = trimesh.load(path, force="mesh", process=False)
-    except Exception as error:  # parsers of foreign files raise whatever they please
-        raise InputError(f"'{path.name}' cannot be read as a mesh.") from error
-    uvs = getattr(mesh.visual, "uv", None)
-    picture = getattr(getattr(mesh.visual, "material", None), "baseColorTexture", None)
-    if len(mesh.faces) == 0 or uvs is None or picture is None:
-        raise InputError(f"'{path.name}' holds no mesh with a base colour texture.")
-    vertices = from_gltf_frame(np.asarray(mesh.vertices, np.float32))
-    texture = np.asarray(picture.convert("RGB"))
-    return asset_of(TexturedMesh(vertices, np.asarray(mesh.faces), np.asarray(uvs), vertices, texture), texture_size)
 
 
 def asset_from_views(mesh: Any, views: Views, texture_size: int = 512, max_faces: int = 8000) -> Asset:
@@ -105,7 +80,7 @@ def asset_from_views(mesh: Any, views: Views, texture_size: int = 512, max_faces
     )
     colors, _ = bake_views(atlas, texels, views.cameras, pictures)
     color = srgb_to_linear(torch.from_numpy(paint(texels, colors)).permute(2, 0, 1).contiguous())
-    return Asset(_welded(atlas.vertices, atlas.faces, atlas.uvs), plain_material(color))
+    return Asset(welded(atlas.vertices, atlas.faces, atlas.uvs), plain_material(color))
 
 
 def plain_material(color: Tensor) -> Material:
@@ -116,12 +91,15 @@ def plain_material(color: Tensor) -> Material:
 
 
 def check_texture_size(size: int) -> None:
-    """Raise unless mip levels can be made of it."""
-    if size < COARSEST or size & (size - 1):
-        raise InputError(f"The texture size must be a power of two from {COARSEST}, but is {size}.")
+    """Raise unless mip levels can be made of it: 16 to 31 times a power of two."""
+    side = size
+    while side >= 2 * COARSEST and side % 2 == 0:
+        side //= 2
+    if not COARSEST <= side < 2 * COARSEST:
+        raise InputError(f"The texture size must be a power of two, or a multiple of 256, from {COARSEST}, not {size}.")
 
 
-def _welded(vertices: np.ndarray, faces: np.ndarray, uvs: np.ndarray) -> TexturedGeometry:
+def welded(vertices: np.ndarray, faces: np.ndarray, uvs: np.ndarray) -> TexturedGeometry:
     """Share vertices at the same place but keep texture coordinates apart; faces that collapse are dropped."""
     ids = position_ids(vertices)
     _, first, place = np.unique(ids, return_index=True, return_inverse=True)

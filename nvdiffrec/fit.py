@@ -25,7 +25,8 @@ class FitOptions:
     """What is fitted, how fast, and how strongly it is held back.
 
     Attributes:
-        geometry, material, light, cameras, exposure, normal_map: whether each is fitted.
+        geometry, material, light, exposure, normal_map: whether each is fitted.
+        cameras: the same; None fits them where they were predicted (`Views.predicted`).
         turntable: the object turned under a fixed lamp.
         smoothness: lambda of the large steps.
         vertex_rate: step of the vertices, in parts of the object's radius.
@@ -37,7 +38,7 @@ class FitOptions:
     geometry: bool = True
     material: bool = True
     light: bool = True
-    cameras: bool = False
+    cameras: bool | None = None
     exposure: bool = False
     normal_map: bool = False
     turntable: bool = False
@@ -65,6 +66,7 @@ class Fit:
     """
 
     def __init__(self, asset: Asset, cameras: Cameras, options: FitOptions) -> None:
+        """`options.cameras` must be decided: None counts as no."""
         self.asset, self.cameras, self.options = asset, cameras, options
         vertices, material = asset.geometry.vertices.detach(), asset.material
         if options.geometry:
@@ -91,8 +93,8 @@ class Fit:
             "orm": options.material and options.light,
             "normal": options.normal_map,
             "light": options.light,
-            "twists": options.cameras,
-            "log_focals": options.cameras,
+            "twists": bool(options.cameras),
+            "log_focals": bool(options.cameras),
             "exposures": options.exposure,
         }
         self.parameters = {name: value.requires_grad_(fitted[name]) for name, value in start.items()}
@@ -128,14 +130,16 @@ class Fit:
         cameras = cameras or self.cameras
         values = self.parameters
         extrinsics, intrinsics = corrected(cameras, values["twists"], values["log_focals"], index)
-        exposures = values["exposures"]
-        # Exposures only say how views differ; their mean is the light's brightness.
-        exposure = (exposures[index] - exposures.mean()).exp()
         size = cameras.height_width(index)
         return render(
             geometry, material, light, extrinsics, intrinsics, size,
-            turntable=self.options.turntable, exposure=exposure,
+            turntable=self.options.turntable, exposure=self.exposures()[index],
         )  # fmt: skip
+
+    def exposures(self) -> Tensor:
+        """Factor per view [N]. They only say how views differ; their geometric mean is one."""
+        logarithms = self.parameters["exposures"]
+        return (logarithms - logarithms.mean()).exp()
 
     def prepared(self) -> tuple:
         """What all views of a step share."""
@@ -191,7 +195,7 @@ class Fit:
 
     @torch.no_grad()
     def result(self) -> tuple[Asset, Cameras]:
-        """The asset and the cameras as they stand."""
+        """The asset and the cameras as they stand; see also `exposures`."""
         material = self.material()
         maps = (material.base_color, material.orm, material.normal)
         copies = [None if values is None else values.detach().clone() for values in maps]

@@ -1,4 +1,4 @@
-"""A first shape from silhouettes and pictures alone: their hull, then a FlexiCubes grid with free topology."""
+"""A shape of free topology on a FlexiCubes grid: from silhouettes and pictures alone, or from a first mesh."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nvdiffrec.grid import FlexiGrid, Placement, hull_distance, locate
+from nvdiffrec.grid import FlexiGrid, Placement, around, hull_distance, locate, mesh_distance
 from nvdiffrec.losses import log_tonemapped_l1, mask_l2
 from nvdiffrec.views import Views
 from trellis.renderers.mesh_raster import antialias, interpolate, project, rasterize
@@ -48,13 +48,27 @@ def fit_grid(views: Views, settings: GridSettings, seed: int = 0) -> Iterator[Gr
     """
     placement = locate(views)
     views = views.with_cameras(placement.to_unit(views.cameras)).scaled(settings.resolution)
-    yield from fit_distance(hull_distance(views, settings.cells), views, placement, settings, seed)
+    yield from _fit_distance(hull_distance(views, settings.cells), views, placement, settings, seed)
 
 
-def fit_distance(
-    distance: Tensor, views: Views, placement: Placement, settings: GridSettings, seed: int = 0
+def fit_mesh(
+    vertices: Tensor, faces: Tensor, views: Views, settings: GridSettings, seed: int = 0
 ) -> Iterator[GridProgress]:
-    """The same from any signed distance on the grid (see `mesh_distance`); views around the unit cube."""
+    """The same from a mesh (vertices [V, 3], faces [F, 3], in the frame of the views) whose topology may be wrong.
+
+    Raises:
+        InputError: the mesh encloses no volume.
+    """
+    placement = around(vertices)
+    unit = (vertices - vertices.new_tensor(placement.center)) / placement.side
+    views = views.with_cameras(placement.to_unit(views.cameras)).scaled(settings.resolution)
+    yield from _fit_distance(mesh_distance(unit, faces, settings.cells), views, placement, settings, seed)
+
+
+def _fit_distance(
+    distance: Tensor, views: Views, placement: Placement, settings: GridSettings, seed: int
+) -> Iterator[GridProgress]:
+    """From any signed distance on the grid; the views stand around the unit cube."""
     grid = FlexiGrid(distance)
     rates = {**_RATES, "sdf": _RATES["sdf"] / grid.cells}
     groups = [{"params": [grid.parameters[name]], "lr": rate} for name, rate in rates.items()]

@@ -82,6 +82,13 @@ def locate(views: Views) -> Placement:
     return Placement(tuple(center.tolist()), side)
 
 
+def around(vertices: Tensor) -> Placement:
+    """The cube around the points [V, 3], with room to grow."""
+    low, high = vertices.amin(0), vertices.amax(0)
+    side = float((high - low).max()) * (1 + 2 * _HULL_MARGIN)
+    return Placement(tuple(((low + high) / 2).tolist()), side)
+
+
 def hull_distance(views: Views, cells: int) -> Tensor:
     """Signed distance [cells + 1]^3 to the visual hull in [-0.5, 0.5]^3, negative inside; units of the cube.
 

@@ -16,7 +16,7 @@ COARSEST = 16  # texels a side of the smallest mip level; below it, charts are m
 
 @dataclass(frozen=True, eq=False)
 class Material:
-    """Textures [C, S, S] float32, first row at the top (v = 1), S a power of two of at least `COARSEST`.
+    """Textures [C, S, S] float32, first row at the top (v = 1), S from 16 to 31 times a power of two.
 
     Attributes:
         base_color: [3, S, S] linear light in [0, 1].

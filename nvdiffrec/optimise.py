@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from trellis.renderers.cameras import Cameras
 _HOLD_OUT_FROM = 6  # views; with fewer, every one is needed
 _HOLD_OUT_EVERY = 8
 _LEAST_GAIN = 0.05  # dB that a refinement must bring to count as one
+_MOST_LOSS = 0.005  # of the silhouettes' IoU that it may cost
 _STATE_FORMAT = "nvdiffrec-state-1"
 
 
@@ -81,6 +82,7 @@ class RefineResult:
         message: the same as a sentence.
         before, after: scores per view.
         cancelled: the loop was stopped before its last step.
+        exposures: [N] factor on the light that reached the sensor in each view, None if not fitted.
     """
 
     asset: Asset
@@ -90,6 +92,7 @@ class RefineResult:
     before: tuple[ViewScore, ...]
     after: tuple[ViewScore, ...]
     cancelled: bool = False
+    exposures: Tensor | None = None
 
 
 def held_out_views(count: int) -> list[int]:
@@ -102,6 +105,7 @@ def refine(
     asset: Asset,
     settings: RefineSettings | None = None,
     *,
+    baseline: Asset | None = None,
     cancel: threading.Event | None = None,
     state_file: str | PathLike[str] | None = None,
 ) -> Iterator[Progress | RefineResult]:
@@ -109,6 +113,8 @@ def refine(
 
     Args:
         views: in the frame of the asset.
+        baseline: what the result is judged against and comes back if it is no better; None for `asset` itself. For a
+            start that was made anew, such as one of another topology.
         cancel: once set, the loop ends after the running step with the best state so far.
         state_file: a .safetensors file that is written at every evaluation and when cancelled; if it exists already and
             belongs to the same input and settings, the run goes on from there and ends as if never interrupted.
@@ -119,7 +125,7 @@ def refine(
     settings = settings or RefineSettings()
     if len(views) < 2:
         raise InputError("One view cannot tell shape from picture; at least two views are needed to refine.")
-    run = _Run(views, asset, settings)
+    run = _Run(views, asset, settings, baseline or asset)
     first = run.resume(Path(state_file)) if state_file is not None else 0
     cancelled = False
     for step in range(first + 1, settings.steps + 1):
@@ -138,18 +144,18 @@ def refine(
 class _Run:
     """What a loop carries from step to step."""
 
-    def __init__(self, views: Views, asset: Asset, settings: RefineSettings) -> None:
+    def __init__(self, views: Views, asset: Asset, settings: RefineSettings, baseline: Asset) -> None:
+        if settings.fit.cameras is None:
+            settings = replace(settings, fit=replace(settings.fit, cameras=views.predicted))
         self.settings = settings
-        self.input, self.input_cameras = asset, views.cameras
+        self.start, self.baseline, self.input_cameras = asset, baseline, views.cameras
         self.views = views.scaled(settings.resolution)
         self.coarse_views = views.scaled(max(8, settings.resolution // 2))
         self.held_out = held_out_views(len(views))
         self.training = [i for i in range(len(views)) if i not in self.held_out]
         self.judges = self.held_out or self.training
         self.fit = Fit(asset, self.views.cameras, settings.fit)
-        # The input is judged as it is shown elsewhere: its own light if it has one, else its colours unlit.
-        plain = FitOptions(geometry=False, material=False, light=False, turntable=settings.fit.turntable)
-        self.before = score_views(Fit(asset, self.views.cameras, plain), self.views, self.held_out)
+        self.before = score_asset(baseline, self.views, settings.fit.turntable)
         self.best_score = -float("inf")
         self.best = self.fit.snapshot()
 
@@ -185,33 +191,26 @@ class _Run:
     def result(self, cancelled: bool) -> RefineResult:
         self.fit.restore(self.best)
         after = score_views(self.fit, self.views, self.held_out)
-        old, new = self._judged(self.before), self._judged(after)
-        old_iou, new_iou = (_mean(s.iou for s in self._of_judges(scores)) for scores in (self.before, after))
-        helped = new >= old + _LEAST_GAIN and new_iou >= old_iou - 0.005
-        kind = "held-out" if self.held_out else "training"
-        numbers = f"{old:.1f} to {new:.1f} dB and silhouettes from {old_iou:.3f} to {new_iou:.3f} on the {kind} views"
+        helped, numbers = verdict(self.before, after)
         if helped:
             asset, cameras = self.fit.result()
             full = Cameras.from_normalised(
                 cameras.extrinsics, cameras.normalised_intrinsics, self.input_cameras.image_size
             )
-            return RefineResult(
-                asset, full, True, f"Refining helped: from {numbers}.", self.before, after, cancelled
-            )
-        message = f"Refining did not help (from {numbers}); the asset and its cameras are unchanged."
-        return RefineResult(self.input, self.input_cameras, False, message, self.before, self.before, cancelled)
-
-    def _of_judges(self, scores: tuple[ViewScore, ...]) -> list[ViewScore]:
-        return [scores[index] for index in self.judges]
+            exposures = self.fit.exposures().detach() if self.settings.fit.exposure else None
+            message = f"Refining helped: {numbers}."
+            return RefineResult(asset, full, True, message, self.before, after, cancelled, exposures)
+        message = f"Refining did not help ({numbers}); the asset and its cameras are unchanged."
+        return RefineResult(self.baseline, self.input_cameras, False, message, self.before, self.before, cancelled)
 
     def _judged(self, scores: tuple[ViewScore, ...]) -> float:
-        return _mean(score.object_psnr for score in self._of_judges(scores))
+        return _mean(scores[index].object_psnr for index in self.judges)
 
     def _identity(self) -> str:
         """What a state belongs to; the vertices' sum stands for the asset, the images' for the views."""
-        geometry = self.input.geometry
+        geometry = self.start.geometry
         numbers = [float(geometry.vertices.double().sum()), float(sum(i.double().sum() for i in self.views.images))]
-        shape = [len(geometry.vertices), len(geometry.faces), len(self.views), self.input.material.base_color.shape[-1]]
+        shape = [len(geometry.vertices), len(geometry.faces), len(self.views), self.start.material.base_color.shape[-1]]
         return json.dumps([_STATE_FORMAT, asdict(self.settings), shape, [round(n, 3) for n in numbers]])
 
     def save(self, file: Path, step: int) -> None:
@@ -244,6 +243,29 @@ class _Run:
         self.fit.load_optimiser_tensors(part("optimiser."))
         self.best, self.best_score = part("best."), float(metadata["best_score"])
         return int(metadata["step"])
+
+
+def verdict(before: Sequence[ViewScore], after: Sequence[ViewScore]) -> tuple[bool, str]:
+    """Whether the views that judge (those held out, or all if none is) are reproduced better, and by how much."""
+    judges = [index for index, score in enumerate(before) if score.held_out] or list(range(len(before)))
+    kind = "held-out" if before[judges[0]].held_out else "training"
+    (old, new), (old_iou, new_iou) = (
+        [_mean(getattr(scores[index], field) for index in judges) for scores in (before, after)]
+        for field in ("object_psnr", "iou")
+    )
+    numbers = f"from {old:.1f} to {new:.1f} dB and silhouettes from {old_iou:.3f} to {new_iou:.3f} on the {kind} views"
+    return new >= old + _LEAST_GAIN and new_iou >= old_iou - _MOST_LOSS, numbers
+
+
+def score_asset(
+    asset: Asset, views: Views, turntable: bool = False, exposures: Tensor | None = None
+) -> tuple[ViewScore, ...]:
+    """How well an asset reproduces views as it is shown elsewhere: in its own light if it has one, else unlit."""
+    plain = FitOptions(geometry=False, material=False, light=False, turntable=turntable)
+    fit = Fit(asset, views.cameras, plain)
+    if exposures is not None:
+        fit.parameters["exposures"] = exposures.log()
+    return score_views(fit, views, held_out_views(len(views)))
 
 
 @torch.no_grad()

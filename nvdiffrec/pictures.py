@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn.functional import pad
 
 from nvdiffrec.asset import Asset
 from nvdiffrec.fit import Fit, FitOptions
@@ -27,25 +26,53 @@ _MEAN_RADIANCE = 0.8  # environments are brought to this brightness
 
 
 @torch.no_grad()
+def photographs(views: Views) -> list[np.ndarray]:
+    """The views on white, N images [H, W, 3] uint8."""
+    return [_bytes(on_white(views.linear(index))) for index in range(len(views))]
+
+
+@torch.no_grad()
+def renders(
+    asset: Asset, cameras: Cameras, turned: bool = False, exposures: Tensor | None = None
+) -> list[np.ndarray]:
+    """The asset on white as each camera sees it, N images [H, W, 3] uint8.
+
+    Args:
+        turned: the light is fixed to the camera (`FitOptions.turntable`).
+        exposures: [N] factors.
+    """
+    fit = Fit(asset, cameras, FitOptions(geometry=False, material=False, light=False, turntable=turned))
+    if exposures is not None:
+        fit.parameters["exposures"] = exposures.log()
+    prepared = fit.prepared()
+    return [_bytes(on_white(fit.image(index, prepared))) for index in range(len(cameras))]
+
+
+def sheet(rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
+    """Pictures of any sizes as one, a row below the other, each at the upper left of its cell, on white."""
+    height = max(image.shape[0] for row in rows for image in row)
+    width = max(image.shape[1] for row in rows for image in row)
+    columns = max(len(row) for row in rows)
+    page = np.full((len(rows) * height, columns * width, 3), 255, dtype=np.uint8)
+    for i, row in enumerate(rows):
+        for j, image in enumerate(row):
+            page[i * height : i * height + image.shape[0], j * width : j * width + image.shape[1]] = image
+    return page
+
+
 def comparison(
     views: Views, states: Sequence[tuple[Asset, Cameras]], longest_side: int = 256, turned: bool = False
 ) -> np.ndarray:
-    """A sheet [H, W, 3] uint8 with a column per view: the photograph on white, and below it each state of the asset.
+    """A sheet with a column per view: the photograph on white, and below it each state of the asset.
 
     Args:
         states: for instance the input and the result of `refine`, each with its cameras for `views`.
-        turned: the light is fixed to the camera (`FitOptions.turntable`).
+        turned: see `renders`.
     """
-    small = views.scaled(longest_side)
-    rows = [[on_white(small.linear(index)) for index in range(len(small))]]
-    plain = FitOptions(geometry=False, material=False, light=False, turntable=turned)
+    rows = [photographs(views.scaled(longest_side))]
     for asset, cameras in states:
-        fit = Fit(asset, views.with_cameras(cameras).scaled(longest_side).cameras, plain)
-        prepared = fit.prepared()
-        rows.append([on_white(fit.image(index, prepared)) for index in range(len(small))])
-    height = max(image.shape[0] for image in rows[0])
-    padded = [[pad(image, (0, 0, 0, 0, 0, height - image.shape[0]), value=1.0) for image in row] for row in rows]
-    return _bytes(torch.cat([torch.cat(row, dim=1) for row in padded]))
+        rows.append(renders(asset, views.with_cameras(cameras).scaled(longest_side).cameras, turned))
+    return sheet(rows)
 
 
 def write_picture(file: str | PathLike[str], pixels: np.ndarray) -> None:
@@ -66,8 +93,12 @@ def load_environment(path: str | PathLike[str]) -> Tensor:
 def relit_frames(
     asset: Asset, environment: Tensor, cameras: Cameras | None = None, background: float = 1.0
 ) -> Iterator[np.ndarray]:
-    """The asset under another environment [3, H, 2H], a frame [H, W, 3] uint8 per camera (default: the turntable)."""
+    """The asset under another environment [3, H, 2H], a frame [H, W, 3] uint8 per camera (default: the turntable).
+
+    Wherever it lies and however large it is, the asset is first brought into [-0.5, 0.5]^3.
+    """
     cameras = turntable() if cameras is None else cameras
+    asset = asset.with_vertices(_in_unit_cube(asset.geometry.vertices))
     material, light = PreparedMaterial.of(asset.material), filter_light(environment)
     for index in range(len(cameras)):
         size = cameras.height_width(index)
@@ -80,6 +111,11 @@ def write_relit_turntable(
 ) -> None:
     """Write an MP4 of the asset turning under an HDR file."""
     write_video(file, list(relit_frames(asset, load_environment(environment_file), cameras)))
+
+
+def _in_unit_cube(vertices: Tensor) -> Tensor:
+    low, high = vertices.amin(0), vertices.amax(0)
+    return (vertices - (low + high) / 2) / (high - low).max().clamp(min=1e-9)
 
 
 def _bytes(image: Tensor) -> np.ndarray:

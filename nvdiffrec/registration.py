@@ -9,6 +9,7 @@ often nearly symmetric) are refined through the renderer, and the best one stays
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +18,8 @@ from scipy import ndimage
 from torch import Tensor
 
 from nvdiffrec.asset import Asset
-from nvdiffrec.camera_fit import rotation_of
+from nvdiffrec.camera_fit import corrected, corrected_cameras, prior, rotation_of
+from nvdiffrec.light import filter_light
 from nvdiffrec.losses import log_tonemapped_l1, mask_l2, silhouette_iou
 from nvdiffrec.shading import PreparedMaterial, render
 from nvdiffrec.views import Views
@@ -34,6 +36,12 @@ _MASK_WEIGHT = 4.0
 _LEAST_IOU = 0.5  # a view below has not been placed ...
 _LEAST_SHARE = 0.75  # ... nor has one that agrees this much worse than the others
 _COLOR_SHARE = 0.5  # of the score, beside the silhouettes' IoU
+_NUM_HALF_TURNS = 3
+_SINGLE_STEPS = 60
+_SINGLE_RATE = 0.02
+_SINGLE_PRIOR = 2e-4
+
+Callback = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,9 @@ class Similarity:
         """The same cameras in the asset's frame."""
         return Cameras(_moved(cameras.extrinsics, self.rotation, torch.tensor(self.scale), self.shift),
                        cameras.intrinsics, cameras.image_size)  # fmt: skip
+
+
+IDENTITY = Similarity(torch.eye(3), 1.0, torch.zeros(3))
 
 
 @dataclass(frozen=True)
@@ -74,13 +85,23 @@ class Registration:
     message: str
 
 
-def register(views: Views, asset: Asset, guess: Similarity | None = None, seed: int = 0) -> Registration:
+def register(
+    views: Views,
+    asset: Asset,
+    guess: Similarity | None = None,
+    seed: int = 0,
+    *,
+    single: bool | None = None,
+    callback: Callback = lambda step, of: None,
+) -> Registration:
     """Place the cameras of `views` around the asset.
 
     Args:
         views: with cameras in any frame and at any scale, consistent with each other up to a few that may be wrong.
         asset: its geometry and base colours (its own light if it has one) are compared.
         guess: a placement to try as well, for instance the identity for cameras that should be in the frame already.
+        single: afterwards also move every camera by itself, a little; None does so if they were predicted.
+        callback: called as (step, of) after every candidate and every refined one; may raise to stop.
 
     Raises:
         InputError: fewer than two views, or no placement in which two views agree with the asset.
@@ -90,29 +111,69 @@ def register(views: Views, asset: Asset, guess: Similarity | None = None, seed: 
     comparison = _Comparison(views, asset)
     start = _scale_and_shift(views, asset)
     candidates = [start.with_rotation(rotation) for rotation in _rotations(seed)]
-    candidates += [guess] if guess is not None else []
     picked = _spread(len(views))
-    scores = torch.tensor([comparison.score(c, picked, _SEARCH_SIZE) for c in candidates])
-    best = [candidates[int(i)] for i in scores.argsort(descending=True)[:_KEPT]]
-    best += [guess] if guess is not None else []
-    refined = [comparison.refine(candidate) for candidate in best]
+    extra = [guess] if guess is not None else []
+    of = len(candidates) + _KEPT + len(extra) + _NUM_HALF_TURNS + len(views)
+    scores = []
+    for number, candidate in enumerate(candidates, start=1):
+        scores.append(comparison.score(candidate, picked, _SEARCH_SIZE))
+        callback(number, of)
+    order = np.argsort(scores)[::-1][:_KEPT]
     everyone = list(range(len(views)))
-    final = max(refined, key=lambda c: comparison.score(c, everyone, _REFINE_SIZE))
-    for flipped in _half_turns(final, asset):
-        other = comparison.refine(flipped)
-        if comparison.score(other, everyone, _REFINE_SIZE) > comparison.score(final, everyone, _REFINE_SIZE):
-            final = other
-    placements = comparison.placements(final)
-    placed = [index for index, placement in enumerate(placements) if placement.placed]
-    if len(placed) < 2:
+    final, best = None, -math.inf
+    for number, candidate in enumerate([candidates[int(i)] for i in order] + extra, start=len(candidates) + 1):
+        refined = comparison.refine(candidate)
+        score = comparison.score(refined, everyone, _REFINE_SIZE)
+        final, best = (refined, score) if score > best else (final, best)
+        callback(number, of)
+    for number, flipped in enumerate(_half_turns(final, asset), start=of - len(views) - _NUM_HALF_TURNS + 1):
+        refined = comparison.refine(flipped)
+        score = comparison.score(refined, everyone, _REFINE_SIZE)
+        final, best = (refined, score) if score > best else (final, best)
+        callback(number, of)
+    placed = views.with_cameras(final.apply(views.cameras))
+    if views.predicted if single is None else single:
+        placed = place_singly(placed, asset, lambda step, _: callback(of - len(views) + step, of))
+    callback(of, of)
+    return judge(placed, asset, final)
+
+
+def judge(views: Views, asset: Asset, similarity: Similarity | None = None) -> Registration:
+    """What cameras that stand around the asset already are worth: those that show something else are left out.
+
+    Raises:
+        InputError: fewer than two views agree with the asset.
+    """
+    placements = _Comparison(views, asset).placements()
+    kept = [index for index, placement in enumerate(placements) if placement.placed]
+    if len(kept) < 2:
         raise InputError(
             "The photographs could not be matched to the asset: no placement agrees with two or more of them. "
             "Check that they show the same object, and that its masks are right."
         )
     lost = [placement.name for placement in placements if not placement.placed]
     message = f"Left out because they could not be placed: {', '.join(lost)}." if lost else ""
-    used = views.subset(placed)
-    return Registration(used.with_cameras(final.apply(used.cameras)), final, placements, message)
+    return Registration(views.subset(kept), similarity or IDENTITY, placements, message)
+
+
+def agreement(views: Views, asset: Asset) -> list[float]:
+    """IoU of the silhouettes of every view with its camera as it is."""
+    comparison = _Comparison(views, asset)
+    return [iou for iou, _ in comparison.agreements(IDENTITY, list(range(len(views))), _REFINE_SIZE)]
+
+
+def place_singly(views: Views, asset: Asset, callback: Callback = lambda step, of: None) -> Views:
+    """Move every camera by itself, within what its prior allows, to where the asset looks more like its photograph.
+
+    A view that agrees no better afterwards keeps its camera.
+    """
+    comparison = _Comparison(views, asset)
+    cameras = views.cameras
+    twists, log_focals = torch.zeros(len(views), 6), torch.zeros(len(views))
+    for index in range(len(views)):
+        twists[index], log_focals[index] = comparison.refine_single(index)
+        callback(index + 1, len(views))
+    return views.with_cameras(corrected_cameras(cameras, twists, log_focals))
 
 
 @dataclass(frozen=True)
@@ -133,16 +194,21 @@ class _Comparison:
     def __init__(self, views: Views, asset: Asset) -> None:
         self.asset, self.views = asset, views
         self.material = PreparedMaterial.of(asset.material)
+        self.light = None if asset.environment is None else filter_light(asset.environment)
         self._sizes = {size: views.scaled(size) for size in (_SEARCH_SIZE, _REFINE_SIZE)}
         self._targets = {
             size: [scaled.linear(index) for index in range(len(views))] for size, scaled in self._sizes.items()
         }
 
-    def image(self, index: int, size: int, extrinsics: Tensor) -> tuple[Tensor, Tensor]:
-        views = self._sizes[size]
-        camera = views.cameras
+    def image(
+        self, index: int, size: int, extrinsics: Tensor | None = None, intrinsics: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The asset as a view shows it, by default with the view's own camera, and the photograph."""
+        camera = self._sizes[size].cameras
+        extrinsics = camera.extrinsics[index] if extrinsics is None else extrinsics
+        intrinsics = camera.intrinsics[index] if intrinsics is None else intrinsics
         image = render(
-            self.asset.geometry, self.material, None, extrinsics, camera.intrinsics[index], camera.height_width(index)
+            self.asset.geometry, self.material, self.light, extrinsics, intrinsics, camera.height_width(index)
         )
         return image, self._targets[size][index]
 
@@ -185,15 +251,33 @@ class _Comparison:
             optimiser.step()
         return best
 
+    def refine_single(self, index: int) -> tuple[Tensor, Tensor]:
+        """The correction of one camera (twist [6] and logarithm of the focal length), zero if none helps."""
+        cameras = self._sizes[_REFINE_SIZE].cameras[index]
+        twists, log_focals = torch.zeros(1, 6, requires_grad=True), torch.zeros(1, requires_grad=True)
+        optimiser = torch.optim.Adam([twists, log_focals], lr=_SINGLE_RATE)
+        best, best_score = (torch.zeros(6), torch.zeros(())), -math.inf
+        for step in range(_SINGLE_STEPS + 1):
+            image, target = self.image(index, _REFINE_SIZE, *corrected(cameras, twists, log_focals, 0))
+            seen = image.detach()
+            score = silhouette_iou(seen[..., 3], target[..., 3]) - _COLOR_SHARE * _color_error(seen, target)
+            if score > best_score:
+                best, best_score = (twists[0].detach().clone(), log_focals[0].detach().clone()), score
+            loss = _MASK_WEIGHT * mask_l2(image[..., 3], target[..., 3]) + _SINGLE_PRIOR * prior(twists, log_focals)
+            loss = loss + log_tonemapped_l1(image[..., :3], target[..., :3])
+            optimiser.param_groups[0]["lr"] = _SINGLE_RATE * 0.1 ** (step / _SINGLE_STEPS)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+        return best
+
     @torch.no_grad()
-    def placements(self, similarity: Similarity) -> tuple[ViewPlacement, ...]:
-        indices = list(range(len(self.views)))
-        agreements = self.agreements(similarity, indices, _REFINE_SIZE)
+    def placements(self) -> tuple[ViewPlacement, ...]:
+        pairs = [self.image(index, _REFINE_SIZE) for index in range(len(self.views))]
+        agreements = [(silhouette_iou(i[..., 3], t[..., 3]), _color_error(i, t)) for i, t in pairs]
         usual = float(np.median([iou for iou, _ in agreements]))
-        cameras = similarity.apply(self._sizes[_REFINE_SIZE].cameras)
         result = []
-        for index, (iou, error) in enumerate(agreements):
-            image, target = self.image(index, _REFINE_SIZE, cameras.extrinsics[index])
+        for index, ((image, target), (iou, error)) in enumerate(zip(pairs, agreements, strict=True)):
             residual = outline_distance(image[..., 3] > 0.5, target[..., 3] > 0.5) / max(image.shape[:2]) * 100
             placed = iou >= max(_LEAST_IOU, _LEAST_SHARE * usual)
             confidence = min(1.0, iou / 0.95) * math.exp(-2 * error)

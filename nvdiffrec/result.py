@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from os import PathLike
 from pathlib import Path
 
@@ -14,8 +14,9 @@ from torch import Tensor
 
 from nvdiffrec.asset import Asset
 from nvdiffrec.hdr import write_hdr
+from nvdiffrec.material import Material
 from nvdiffrec.optimise import RefineResult
-from nvdiffrec.views import Views, linear_to_srgb
+from nvdiffrec.views import Views, linear_to_srgb, srgb_to_linear
 from trellis.export.gltf import to_gltf_frame, write_glb
 from trellis.files import replacing
 from trellis.renderers.camera_formats import to_transforms
@@ -54,6 +55,20 @@ def write_result(folder: str | PathLike[str], result: RefineResult, views: Views
         write_hdr(folder / "environment.hdr", result.asset.environment.permute(1, 2, 0).numpy())
         files.append("environment.hdr")
     return files
+
+
+def quantised(asset: Asset) -> Asset:
+    """The asset as its file will hold it: textures of 8 bits a channel, base colour in sRGB."""
+    material = asset.material
+
+    def rounded(values: Tensor) -> Tensor:
+        return (values.clamp(0, 1) * 255).round() / 255
+
+    color = srgb_to_linear(rounded(linear_to_srgb(material.base_color.detach())))
+    normal = None
+    if material.normal is not None:
+        normal = 2 * rounded((torch.nn.functional.normalize(material.normal.detach(), dim=0) + 1) / 2) - 1
+    return replace(asset, material=Material(color, rounded(material.orm.detach()), normal))
 
 
 def pbr_mesh(asset: Asset):

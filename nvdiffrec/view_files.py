@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
@@ -26,8 +26,14 @@ _MASK_FOLDER = "masks"
 _ASPECT_TOLERANCE = 0.02  # a resized copy may be off by a rounded pixel
 
 
+Pictures = Mapping[str, tuple[Tensor, Tensor]]  # by file name: image [3, H, W] sRGB and mask [1, H, W] in [0, 1]
+
+
 def load_views(
-    path: str | PathLike[str], masks: str | PathLike[str] | None = None, frame: Literal["auto"] | Frame = "auto"
+    path: str | PathLike[str],
+    masks: str | PathLike[str] | None = None,
+    frame: Literal["auto"] | Frame = "auto",
+    pictures: Pictures | None = None,
 ) -> Views:
     """Load posed photographs.
 
@@ -39,6 +45,8 @@ def load_views(
             own alpha counts, then the frame's "mask_path", then the folder `masks` beside the images' folder.
         frame: world of the file: "gltf" (y up, what this program writes), "object" (z up, as NeRF-synthetic). "auto"
             takes "object" for the NeRF-synthetic form with `camera_angle_x` and "gltf" for all others.
+        pictures: photographs that have been opened already. None is then read from disk: every camera is that of the
+            picture with its file's name or stem, and cameras of no picture are passed over.
 
     Returns:
         The views in the object frame (z up), their sizes as the files have them.
@@ -48,21 +56,23 @@ def load_views(
     """
     path = Path(path)
     if path.suffix.lower() == ".json":
-        return _load_transforms(path, masks, frame)
+        return _load_transforms(path, masks, frame, pictures)
     if not path.is_dir():
         raise InputError(f"'{path.name}' is neither a folder nor a transforms.json.")
     for name in _TRANSFORMS:
         if (path / name).is_file():
-            return _load_transforms(path / name, masks, frame)
+            return _load_transforms(path / name, masks, frame, pictures)
     for sub in ("", "sparse", "sparse/0", "colmap"):
         if (path / sub / "cameras.txt").is_file() and (path / sub / "images.txt").is_file():
-            return _load_colmap(path, path / sub, masks, "gltf" if frame == "auto" else frame)
+            return _load_colmap(path, path / sub, masks, "gltf" if frame == "auto" else frame, pictures)
     raise InputError(
         f"'{path.name}' holds no cameras: neither a transforms.json nor COLMAP's cameras.txt and images.txt."
     )
 
 
-def _load_transforms(file: Path, masks: str | PathLike[str] | None, frame: str) -> Views:
+def _load_transforms(
+    file: Path, masks: str | PathLike[str] | None, frame: str, pictures: Pictures | None
+) -> Views:
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
@@ -76,29 +86,68 @@ def _load_transforms(file: Path, masks: str | PathLike[str] | None, frame: str) 
     if frame == "auto":
         synthetic = "fl_x" not in record and any("camera_angle_x" in entry for entry in (record, *frames))
         frame = "object" if synthetic else "gltf"
-    folder = file.parent
-    files = [_find_image(folder, str(entry.get("file_path", "")), f"Frame {i}") for i, entry in enumerate(frames)]
-    stated = [entry.get("mask_path") for entry in frames]
-    pictures = [_open(image, _mask_file(image, folder, masks, mask)) for image, mask in zip(files, stated, strict=True)]
+    if pictures is None:
+        names, opened = _open_all(
+            [str(entry.get("file_path", "")) for entry in frames],
+            lambda image, index: _mask_file(image, file.parent, masks, frames[index].get("mask_path")),
+            file.parent,
+            "Frame",
+        )
+    else:
+        used, names, opened = _match([str(entry.get("file_path", "")) for entry in frames], pictures)
+        frames = [frames[index] for index in used]
     # NeRF-synthetic files state no image size: it is that of the image.
     sized = [
         {"w": image.shape[2], "h": image.shape[1], **_sizes(record), **entry}
-        for entry, (image, _) in zip(frames, pictures, strict=True)
+        for entry, (image, _) in zip(frames, opened, strict=True)
     ]
     cameras, _ = from_transforms({**record, "frames": sized}, frame)
-    return _views(cameras, pictures, [image.stem for image in files])
+    return _views(cameras, opened, names, predicted=bool(record.get("predicted_by")))
 
 
-def _load_colmap(root: Path, sparse: Path, masks: str | PathLike[str] | None, frame: Frame) -> Views:
+def _load_colmap(
+    root: Path, sparse: Path, masks: str | PathLike[str] | None, frame: Frame, pictures: Pictures | None
+) -> Views:
     texts = [(sparse / name).read_text(encoding="utf-8") for name in ("cameras.txt", "images.txt")]
-    cameras, names = from_colmap_text(*texts, frame=frame)
-    folder = root / "images" if (root / "images").is_dir() else root
-    files = [_find_image(folder, name, f"Image {i + 1} of images.txt") for i, name in enumerate(names)]
-    pictures = [_open(image, _mask_file(image, root, masks, None)) for image in files]
-    return _views(cameras, pictures, [image.stem for image in files])
+    cameras, files = from_colmap_text(*texts, frame=frame)
+    if pictures is None:
+        folder = root / "images" if (root / "images").is_dir() else root
+        names, opened = _open_all(files, lambda image, _: _mask_file(image, root, masks, None), folder, "Image")
+    else:
+        used, names, opened = _match(files, pictures)
+        cameras = cameras[used]
+    return _views(cameras, opened, names)
 
 
-def _views(cameras: Cameras, pictures: Sequence[tuple[Tensor, Tensor]], names: Sequence[str]) -> Views:
+def _open_all(
+    stated: Sequence[str], mask_of: Callable[[Path, int], Path | None], folder: Path, what: str
+) -> tuple[list[str], list[tuple[Tensor, Tensor]]]:
+    """Names and pictures of the files that a camera file states."""
+    files = [_find_image(folder, name, f"{what} {i + 1}") for i, name in enumerate(stated)]
+    return [file.stem for file in files], [_open(file, mask_of(file, i)) for i, file in enumerate(files)]
+
+
+def _match(
+    stated: Sequence[str], pictures: Pictures
+) -> tuple[list[int], list[str], list[tuple[Tensor, Tensor]]]:
+    """Which of the stated files are among the pictures; their names and the pictures, in the order of the pictures."""
+    places = {key: index for index, name in reversed(list(enumerate(stated)))
+              for key in (PurePosixPath(name).stem, PurePosixPath(name).name)}  # fmt: skip
+    used = []
+    for name in pictures:
+        index = places.get(name, places.get(PurePosixPath(name).stem))
+        if index is None:
+            raise InputError(
+                f"There is no camera for '{name}' among those of {', '.join(sorted(stated)[:6])}"
+                f"{', ...' if len(stated) > 6 else ''}: a photo needs the file name that its camera states."
+            )
+        used.append(index)
+    return used, list(pictures), list(pictures.values())
+
+
+def _views(
+    cameras: Cameras, pictures: Sequence[tuple[Tensor, Tensor]], names: Sequence[str], predicted: bool = False
+) -> Views:
     """Views whose cameras fit the pictures: a picture may be a resized copy of what the camera describes."""
     fitted = []
     for index, ((image, _), name) in enumerate(zip(pictures, names, strict=True)):
@@ -111,7 +160,7 @@ def _views(cameras: Cameras, pictures: Sequence[tuple[Tensor, Tensor]], names: S
             )
         fitted.append(cameras[index].scaled(*size))
     images, masks = zip(*pictures, strict=True)
-    return Views(Cameras.cat(fitted), images, masks, _distinct(names))
+    return Views(Cameras.cat(fitted), images, masks, _distinct(names), predicted)
 
 
 def _sizes(record: Mapping[str, Any]) -> dict[str, Any]:

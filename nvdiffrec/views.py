@@ -32,6 +32,7 @@ class Views:
         images: N tensors [3, H, W] float32 in [0, 1], sRGB, not multiplied by the mask.
         masks: N tensors [1, H, W] float32 in [0, 1], coverage by the object.
         names: N names for messages and tables.
+        predicted: the cameras are a network's estimates, not measurements, and so want correcting.
 
     Raises:
         InputError: counts, shapes or values that do not fit; the sentence names the view.
@@ -41,6 +42,7 @@ class Views:
     images: tuple[Tensor, ...]
     masks: tuple[Tensor, ...]
     names: tuple[str, ...]
+    predicted: bool = False
 
     def __post_init__(self) -> None:
         for field in ("images", "masks", "names"):
@@ -85,7 +87,7 @@ class Views:
         if not indices:
             raise InputError("At least one view is needed, but none is left.")
         picked = ([values[i] for i in indices] for values in (self.images, self.masks, self.names))
-        return Views(self.cameras[indices], *picked)
+        return Views(self.cameras[indices], *picked, self.predicted)
 
     def with_cameras(self, cameras: Cameras) -> Views:
         """The same photographs with other cameras of the same image sizes."""
@@ -109,7 +111,7 @@ class Views:
             cameras.append(self.cameras[index].scaled(*size))
             images.append(image)
             masks.append(mask)
-        return Views(Cameras.cat(cameras), images, masks, self.names)
+        return Views(Cameras.cat(cameras), images, masks, self.names, self.predicted)
 
     def linear(self, index: int) -> Tensor:
         """Linear light, multiplied by the mask, and the mask: [H, W, 4] float32, the target of a renderer."""

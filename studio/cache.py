@@ -110,6 +110,10 @@ class StageCache:
             return False
         return True
 
+    def place(self, key: str) -> Path | None:
+        """Where the caller may keep a file of its own under a key, bounded and removed like every entry; or None."""
+        return self._file(key) if self._writable else None
+
     def size(self) -> int:
         """Bytes of all entries together."""
         return sum(size for _, size, _ in self._entries())

@@ -35,6 +35,7 @@ from studio.cli_options import (
     working,
 )
 from studio.presets import apply_preset
+from studio.refine_cli import refine
 from studio.settings import ReconstructSettings, make_settings
 from studio.talk import JsonTalk, Talk, TextTalk
 from trellis.errors import InputError
@@ -51,6 +52,9 @@ _FormatOption = Annotated[
 ]
 _FramesOption = Annotated[int, typer.Option(help="How many frames to take from a video.", min=1, max=32)]
 _RunArgument = Annotated[Path, typer.Argument(help="A finished run: its folder or its run.json.")]
+
+
+app.command()(refine)
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from studio.groups import Ended, Failure, run_group
 from studio.job import Job
 from studio.presets import PRESETS
 from studio.service import Service
-from studio.settings import ReconstructSettings, Setting, expected, leaves
+from studio.settings import ReconstructSettings, Setting, Settings, expected, leaves
 from studio.talk import Talk
 from trellis.errors import InputError
 
@@ -36,31 +36,35 @@ PresetOption = Annotated[
 ]
 
 
-def with_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """Replace the parameter `settings` of a command by one option for each setting.
+def with_settings_of(model: type[Settings]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Replace the parameter `settings` of a command by one option for each setting of a model.
 
     An option that is not given stays None, because its default may come from a checkpoint that is not known yet.
     """
-    signature = inspect.signature(command, eval_str=True)
     options = [
-        inspect.Parameter(setting.key, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_option(setting))
-        for setting in leaves()
+        inspect.Parameter(setting.key, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_option(setting, model))
+        for setting in leaves(model)
     ]
-    own = [parameter for name, parameter in signature.parameters.items() if name != "settings"]
     keys = [option.name for option in options]
 
-    def wrapper(**values: Any) -> None:
-        command(settings={key: values.pop(key) for key in keys}, **values)
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        signature = inspect.signature(command, eval_str=True)
+        own = [parameter for name, parameter in signature.parameters.items() if name != "settings"]
 
-    wrapper.__name__, wrapper.__doc__ = command.__name__, command.__doc__
-    wrapper.__signature__ = signature.replace(parameters=[*own, *options])
-    wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in [*own, *options]}
-    return wrapper
+        def wrapper(**values: Any) -> None:
+            command(settings={key: values.pop(key) for key in keys}, **values)
+
+        wrapper.__name__, wrapper.__doc__ = command.__name__, command.__doc__
+        wrapper.__signature__ = signature.replace(parameters=[*own, *options])
+        wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in [*own, *options]}
+        return wrapper
+
+    return decorate
 
 
-def _option(setting: Setting) -> Any:
+def _option(setting: Setting, model: type[Settings]) -> Any:
     """The type annotation of a setting's option: plain types, since bounds are checked by the settings themselves."""
-    default = setting.of(ReconstructSettings())
+    default = setting.of(model())
     if setting.type is bool:
         kind, text = bool, setting.help
     else:
@@ -72,6 +76,9 @@ def _option(setting: Setting) -> Any:
             text += f"; default {shown}{source}"
         text += "."
     return Annotated[kind | None, typer.Option(help=text, show_default=False)]
+
+
+with_settings = with_settings_of(ReconstructSettings)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load, save
 
+from nvdiffrec.asset import Asset
+from nvdiffrec.material import Material
+from nvdiffrec.optimise import RefineResult, ViewScore
+from nvdiffrec.registration import Registration, Similarity, ViewPlacement
+from nvdiffrec.shading import TexturedGeometry
+from nvdiffrec.views import Views
 from studio.stages import PreparedView
 from trellis.export.gltf import TexturedMesh
 from trellis.export.surface import Surface
@@ -37,6 +44,11 @@ class DamagedError(ValueError):
 
 def _fields(*names: str) -> Callable[[Any], dict[str, Any]]:
     return lambda value: {name: getattr(value, name) for name in names}
+
+
+def _parts(value: Any) -> dict[str, Any]:
+    """Of a dataclass."""
+    return {field.name: getattr(value, field.name) for field in fields(value)}
 
 
 def _gaussian(init: dict[str, Any], **tensors: torch.Tensor) -> Gaussian:
@@ -60,7 +72,12 @@ _CLASSES: dict[type, tuple[Callable[[Any], dict[str, Any]], Callable[..., Any]]]
     Atlas: (_fields("vertices", "faces", "uvs", "normals", "num_charts"), Atlas),
     TexturedMesh: (_fields("vertices", "faces", "uvs", "normals", "texture"), TexturedMesh),
     PreparedView: (_fields("name", "image", "cut_out_by", "notes"), PreparedView),
-}
+    **{
+        kind: (_parts, kind)
+        for kind in (Asset, Material, RefineResult, Registration, Similarity, TexturedGeometry, ViewPlacement, Views,
+                     ViewScore)
+    },
+}  # fmt: skip
 _BY_NAME = {kind.__name__: build for kind, (_, build) in _CLASSES.items()}
 
 

@@ -28,7 +28,8 @@ class RefineSettings(Settings):
     )
     geometry: Literal["surface", "volume", "fixed"] = choice(
         "Shape",
-        "surface: moves the mesh's vertices. volume: lets holes open and close first, on a grid. fixed: keeps the shape.",
+        "surface: moves the mesh's vertices. volume: first lets holes open and close, on a grid. fixed: keeps the "
+        "shape.",
         default="surface",
         technical="vertex offsets, FlexiCubes, or neither",
     )
@@ -42,13 +43,13 @@ class RefineSettings(Settings):
     normal_map: bool = choice(
         "Fine relief", "Also fits a map of the surface's small bumps.", default=False, technical="tangent normal map"
     )
-    cameras: bool | None = choice(
+    correct_cameras: bool | None = choice(
         "Correct the cameras",
         "Lets every photo's camera move a little; not given, it does so where a network estimated the cameras.",
         default=None,
         technical="SE(3) and focal length per view",
     )
-    exposure: bool = choice(
+    correct_exposure: bool = choice(
         "Correct the exposure", "For photos that are not equally bright.", default=False, technical="gain per view"
     )
     turntable: bool = choice(

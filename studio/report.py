@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import torch
 
-from studio import __version__
+from studio import __version__, memory
 from studio.engine import Engine
 from studio.events import VIEWS
 from studio.fingerprint import code_version
@@ -61,7 +61,7 @@ class PeakMemory(AbstractContextManager):
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True, name="memory watch")
         self._process = psutil.Process()
-        self._stage_rss = 0
+        self._stage_rss = self._before = 0
         self.rss = 0
         self.vram: int | None = 0 if device.type == "cuda" else None
 
@@ -75,18 +75,19 @@ class PeakMemory(AbstractContextManager):
         self._read()
 
     def begin(self) -> None:
-        """A stage begins."""
-        self._stage_rss = 0
+        """A stage begins; what the one before has freed no longer counts."""
+        memory.release()
+        self._stage_rss, self._before = 0, self._process.memory_info().rss
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
 
     def end(self) -> dict[str, int | None]:
-        """The peaks since `begin`."""
+        """The peaks since `begin`, in bytes; "grown" is that of `rss` beyond its value at `begin`."""
         self._read()
         vram = torch.cuda.max_memory_allocated(self._device) if self._device.type == "cuda" else None
         if vram is not None:
             self.vram = max(self.vram or 0, vram)
-        return {"rss": self._stage_rss, "vram": vram}
+        return {"rss": self._stage_rss, "grown": max(self._stage_rss - self._before, 0), "vram": vram}
 
     def _read(self) -> None:
         now = self._process.memory_info().rss
@@ -107,7 +108,7 @@ def run_record(
     files: Mapping[str, str],
     seconds: Mapping[str, float],
     cached: Sequence[str],
-    memory: Mapping[str, Any],
+    peaks: Mapping[str, Any],
     counts: Mapping[str, int],
     quality: Mapping[str, Any],
     notes: Sequence[str],
@@ -119,7 +120,7 @@ def run_record(
         photographs: a hash of each view's file, as the job found it.
         files: SHA-256 of every other file, by its path in the folder; views come as views/000.png and so on.
         seconds: of the stages that ran; `cached` names those that did not have to.
-        memory: predicted and measured peaks.
+        peaks: of memory, predicted and measured.
         quality: agreement with the photographs, state of the mesh, coverage.
         notes: what a person should know about the result.
     """
@@ -149,7 +150,7 @@ def run_record(
         "notes": list(notes),
         "weights": weight_hashes(pipeline.report),
         "load_report": load_report(pipeline.report),
-        "device": _device(pipeline.device),
+        "device": device_record(pipeline.device),
         "versions": versions(),
         "code": code_version(),
         "backends": backends({view.cut_out_by for view in views}),
@@ -158,7 +159,7 @@ def run_record(
             "total": round(sum(seconds.values()), 3),
         },
         "cached": list(cached),
-        "peak_memory_bytes": dict(memory),
+        "peak_memory_bytes": dict(peaks),
     }
 
 
@@ -221,6 +222,7 @@ def _public_name(checkpoint: str | None) -> str | None:
     return Path(checkpoint).name if checkpoint and Path(checkpoint).is_dir() else checkpoint
 
 
-def _device(device: torch.device) -> dict[str, Any]:
+def device_record(device: torch.device) -> dict[str, Any]:
+    """What the work ran on."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {"type": device.type, "name": name, "threads": torch.get_num_threads(), "system": platform.platform()}

@@ -22,7 +22,7 @@ import tempfile
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -150,12 +150,12 @@ class Run:
 
     def _make_asset(self, settings: ReconstructSettings) -> Result:
         job = self._job
-        with _staging(job.out_dir) as staging:
+        with unfinished_folder(job.out_dir) as staging:
             outputs = self._plan(settings)
             for name in ("cameras", "structure", "latent", "decode", "mesh", "bake", "video"):
                 outputs[name].ensure()
             counts = write_files(self, outputs, job, self._engine, staging)
-            _publish(staging, job.out_dir)
+            publish(staging, job.out_dir)
         return Result(job.out_dir, settings, self.elapsed(), counts, tuple(self.cached), tuple(self.notes))
 
     def _find_cameras(self, settings: ReconstructSettings) -> CamerasFound:
@@ -321,10 +321,13 @@ def _preview_key(key: str) -> str:
     return f"{key}-preview"
 
 
-def _publish(staging: Path, target: Path) -> None:
-    """Move the finished files into place; run.json goes first and comes back last."""
+def publish(staging: Path, target: Path, written: Sequence[str] = WRITTEN) -> None:
+    """Move the finished files into place; run.json goes first and comes back last.
+
+    written: the names that an earlier run may have left there.
+    """
     (target / RUN).unlink(missing_ok=True)
-    for name in WRITTEN:  # what an earlier run left and this one did not make
+    for name in written:  # what an earlier run left and this one did not make
         old = target / name
         if old.is_dir():
             shutil.rmtree(old, ignore_errors=True)
@@ -337,7 +340,7 @@ def _publish(staging: Path, target: Path) -> None:
 
 
 @contextmanager
-def _staging(out_dir: Path) -> Iterator[Path]:
+def unfinished_folder(out_dir: Path) -> Iterator[Path]:
     """A hidden folder inside `out_dir` for unfinished files.
 
     It is gone afterwards; after a failure so are the folders made for it, unless somebody else has put files there.

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bars
 
 from studio.events import Note, Progress, Queued, Result
+from studio.refine_events import Refined, RefineProgress
 
 
 class TextTalk:
@@ -47,7 +48,7 @@ class TextTalk:
             self.say(f"{job}: {event.message}" if job else event.message)
         elif isinstance(event, Progress):
             self._progress(event, job)
-        elif isinstance(event, (Result, Exception)):
+        elif isinstance(event, (Result, Refined, Exception)):
             self._finish_tasks(job)
 
     def done(self, result: Result) -> None:
@@ -71,8 +72,10 @@ class TextTalk:
             self._finish_tasks(job)
             text = f"{progress.message} (done before)" if progress.cached else progress.message
             self._tasks[key] = self._bars.add_task(f"{job}: {text}" if job else text, left="")
-        left = "" if progress.remaining is None else f"about {progress.remaining:.0f} s left"
-        self._bars.update(self._tasks[key], completed=progress.step, total=progress.of, left=left)
+        left = {} if progress.remaining is None else {"left": f"about {progress.remaining:.0f} s left"}
+        if isinstance(progress, RefineProgress) and progress.psnr is not None:
+            left = {"left": f"{progress.psnr:.2f} dB"}
+        self._bars.update(self._tasks[key], completed=progress.step, total=progress.of, **left)
 
     def _finish_tasks(self, job: str) -> None:
         """The bars of a single job stay to be read; of several jobs only those that run are shown."""
@@ -104,8 +107,9 @@ class JsonTalk:
             self._print(event="queued", **whose, ahead=event.ahead)
         elif isinstance(event, Progress):
             remaining = None if event.remaining is None else round(event.remaining, 1)
+            fit = {"loss": event.loss, "psnr": event.psnr} if isinstance(event, RefineProgress) else {}
             self._print(event="progress", **whose, stage=event.stage, step=event.step, of=event.of,
-                        cached=event.cached, seconds=round(event.seconds, 2), remaining=remaining)  # fmt: skip
+                        cached=event.cached, seconds=round(event.seconds, 2), remaining=remaining, **fit)  # fmt: skip
 
     def done(self, result: Result) -> None:
         files = {name: str(getattr(result, name)) for name in ("mesh", "gaussian", "turntable", "transforms", "run")}

@@ -32,6 +32,8 @@ from typing import Any
 
 from studio.events import Cancelled, JobError, Note
 from studio.inputs import BadViewsError
+from studio.job import Job
+from studio.refine_job import RefineJob
 from studio.settings import ReconstructSettings
 from trellis.errors import InputError
 
@@ -118,18 +120,21 @@ class _Worker:
             self._run(job, engine, cache, History())
             _release_memory()
 
-    def _run(self, job: Any, engine: Any, cache: Any, history: Any) -> None:
-        from studio.runner import run_job
-
+    def _run(self, job: Job | RefineJob, engine: Any, cache: Any, history: Any) -> None:
+        hooks = {
+            "emit": lambda event: self._send("event", event),
+            "cancelled": lambda: self._is_cancelled(job.id),
+            "cache": cache,
+        }
         try:
-            result = run_job(
-                job,
-                engine,
-                emit=lambda event: self._send("event", event),
-                cancelled=lambda: self._is_cancelled(job.id),
-                cache=cache,
-                history=history,
-            )
+            if isinstance(job, RefineJob):
+                from studio.refine_runner import run_refine
+
+                result = run_refine(job, engine, **hooks)
+            else:
+                from studio.runner import run_job
+
+                result = run_job(job, engine, history=history, **hooks)
         except (EOFError, BrokenPipeError):
             raise
         except Exception as error:
@@ -172,24 +177,23 @@ class _Worker:
 
 
 def _bound_heaps() -> None:
-    """Have glibc keep two heaps instead of eight per core, and map blocks above 128 kB each for itself.
+    """Have glibc keep two heaps instead of eight per core.
 
-    Otherwise what a job has freed stays scattered over many heaps, and the resident size wanders by a tenth. (glibc
-    raises the threshold by itself after the first large block is freed, unless it has been set.)
+    Otherwise what a job has freed stays scattered over many heaps, and the resident size wanders by a tenth. (Mapping
+    large blocks one by one would steady it further, but page faults then make sampling a third slower.)
     """
-    arena_max, mmap_threshold = -8, -3  # of malloc.h
+    arena_max = -8  # M_ARENA_MAX of malloc.h
     with suppress(OSError, AttributeError):
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(arena_max, 2)
-        libc.mallopt(mmap_threshold, 128 * 1024)
+        ctypes.CDLL("libc.so.6").mallopt(arena_max, 2)
 
 
 def _release_memory() -> None:
     """Give what the last job used back to the system, so that memory returns to where it was."""
     import torch
 
+    from studio import memory
+
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    with suppress(OSError, AttributeError):  # glibc alone keeps freed memory until it is asked for it
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    memory.release()

@@ -1,0 +1,225 @@
+"""The stages of a refinement, each a function from what it needs to what it makes; see `studio.stages`.
+
+A stage calls `report(step, of, preview, loss, psnr)` before its first step and after every step; what the call raises
+stops the stage there.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+
+from nvdiffrec import registration
+from nvdiffrec.asset import Asset, asset_from_views
+from nvdiffrec.asset_files import load_asset
+from nvdiffrec.finish import finish
+from nvdiffrec.fit import FitOptions
+from nvdiffrec.from_scratch import GridSettings, fit_mesh
+from nvdiffrec.optimise import Progress, RefineResult, refine, score_asset, verdict
+from nvdiffrec.optimise import RefineSettings as LoopSettings
+from nvdiffrec.registration import Registration
+from nvdiffrec.result import quantised
+from nvdiffrec.view_files import load_views
+from nvdiffrec.views import Views, linear_to_srgb
+from studio import previews, stages
+from studio.inputs import BadViewsError, View
+from studio.refine_settings import RefineSettings
+from studio.stages import Stage
+from trellis.errors import InputError
+from trellis.export.texels import dilate
+from trellis.pipelines.image_preparation import cut_out, has_usable_alpha
+from trellis.pipelines.trellis_vggt_to_3d import TrellisVGGTTo3DPipeline
+
+STAGES = (
+    Stage("open", "Photos", "Opening the asset and the photos"),
+    Stage("register", "Cameras", "Placing the cameras around the asset"),
+    Stage("optimise", "Refine", "Making the asset agree with the photos"),
+    Stage("bake", "Texture", "Finishing the textures"),
+    Stage("report", "Check", "Comparing before and after"),
+    Stage("relight", "Lights", "Filming the asset under other lights"),
+    Stage("write", "Files", "Writing the files"),
+)
+
+_TRUSTED_IOU = 0.75  # silhouettes that agree this well as they are need no search for the cameras' frame
+_SOLID = 0.8  # of the alpha; prepared views are black below it
+_EVALUATIONS = 10  # of a whole refinement: scores, previews and saved states
+_GRID_STEPS = 0.4  # of the steps, before those of the mesh
+
+
+class Report(Protocol):
+    """Takes a stage's progress; raises to stop it."""
+
+    def __call__(
+        self, step: int, of: int, preview: bytes | None = None, loss: float | None = None, psnr: float | None = None
+    ) -> None: ...
+
+
+def open_asset(file: Path, settings: RefineSettings) -> Asset:
+    """The asset with textures of the size asked for."""
+    return load_asset(file, settings.texture_size)
+
+
+def open_views(
+    photos: tuple[View, ...],
+    cameras: Path | None,
+    predicted: bool,
+    settings: RefineSettings,
+    pipeline: TrellisVGGTTo3DPipeline,
+    report: Report,
+) -> Views:
+    """The photographs, cut out, with their cameras: from a file, or as the networks estimate them.
+
+    Raises BadViewsError with a sentence per photograph that cannot be used, InputError if cameras and photographs do
+    not belong together.
+    """
+    report(0, len(photos) + 1)
+    if cameras is None:
+        prepared = stages.prepare(photos, pipeline, lambda step, of, preview=None: report(step, of + 1, preview))
+        found = stages.cameras(prepared, pipeline, lambda step, of, preview=None: None).cameras
+        images, masks = zip(*(_planes(view.image) for view in prepared), strict=True)
+        views = Views(found, images, masks, [view.name for view in prepared], predicted=True)
+    elif photos:
+        views = _matched(photos, cameras, settings, report)
+        views = replace(views, predicted=predicted or views.predicted)
+    else:
+        views = load_views(cameras)
+        views = replace(views, predicted=predicted or views.predicted)
+    if len(views) < 2:
+        raise InputError("One view cannot tell shape from picture; at least two views are needed to refine.")
+    views = views.scaled(settings.resolution)
+    sheet = [Image.fromarray(_bytes(torch.cat([image, mask])), "RGBA")
+             for image, mask in zip(views.images, views.masks, strict=True)]  # fmt: skip
+    report(len(photos) + 1, len(photos) + 1, previews.contact_sheet(sheet))
+    return views
+
+
+def register(views: Views, asset: Asset, settings: RefineSettings, report: Report) -> Registration:
+    """Bring the cameras into the asset's frame, leaving out and naming those that cannot be placed."""
+    report(0, 1)
+    if settings.registration == "keep":
+        return registration.judge(views, asset)
+    guess = None
+    if settings.registration == "auto":
+        guess = registration.IDENTITY
+        ious = registration.agreement(views, asset)
+        if not views.predicted and float(np.median(ious)) >= _TRUSTED_IOU:
+            report(1, 1)
+            return registration.judge(views, asset)
+    return registration.register(views, asset, guess, settings.seed, callback=lambda step, of: report(step, of))
+
+
+def optimise(
+    views: Views,
+    asset: Asset,
+    settings: RefineSettings,
+    report: Report,
+    cancelled: Callable[[], bool] = lambda: False,
+    state_file: Path | None = None,
+) -> tuple[RefineResult, Asset]:
+    """Fit asset and cameras to the placed views. If `cancelled` says so, the best state so far is the result.
+
+    `state_file` is where the running state is kept; one that exists is gone on from.
+
+    Returns the result, and the asset that the loop started from (another than `asset` if its topology was free).
+    """
+    report(0, settings.steps)
+    start, done = asset, 0
+    if settings.geometry == "volume":
+        done = round(_GRID_STEPS * settings.steps)
+        start = _from_volume(views, asset, settings, done, report)
+    fit = FitOptions(
+        geometry=settings.geometry != "fixed",
+        material=settings.material,
+        light=settings.light,
+        cameras=settings.correct_cameras,
+        exposure=settings.correct_exposure,
+        normal_map=settings.normal_map,
+        turntable=settings.turntable,
+    )
+    steps = settings.steps - done
+    loop = LoopSettings(steps, settings.resolution, evaluate_every=max(1, steps // _EVALUATIONS), seed=settings.seed,
+                        fit=fit)  # fmt: skip
+    stop = threading.Event()
+    for item in refine(views, start, loop, baseline=asset, cancel=stop, state_file=state_file):
+        if isinstance(item, Progress):
+            preview = None if item.preview is None else previews.array(_bytes(item.preview.permute(2, 0, 1)))
+            if cancelled():
+                stop.set()
+            else:
+                report(done + item.step, settings.steps, preview, item.loss, item.score)
+    return item, start
+
+
+def bake(
+    result: RefineResult, start: Asset, asset: Asset, views: Views, settings: RefineSettings, report: Report
+) -> RefineResult:
+    """Complete the textures, and judge what comes of it once more, as it will be written."""
+    report(0, 1)
+    if result.helped and settings.material:
+        finished = quantised(finish(result.asset, start))
+        small = views.with_cameras(result.cameras)
+        after = score_asset(finished, small, settings.turntable, result.exposures)
+        helped, numbers = verdict(result.before, after)
+        if helped:
+            message = f"Refining helped: {numbers}."
+            result = replace(result, asset=finished, after=after, message=message)
+        else:
+            message = f"Refining did not help ({numbers}); the asset and its cameras are unchanged."
+            result = replace(result, asset=asset, cameras=views.cameras, helped=False, after=result.before,
+                             message=message, exposures=None)  # fmt: skip
+    texture = linear_to_srgb(result.asset.material.base_color)
+    report(1, 1, previews.array(_bytes(texture)))
+    return result
+
+
+def _from_volume(views: Views, asset: Asset, settings: RefineSettings, steps: int, report: Report) -> Asset:
+    """The asset's shape on a grid, fitted with its topology free, and painted from the photographs."""
+    grid = GridSettings(steps=steps, resolution=min(settings.resolution, GridSettings.resolution))
+    for progress in fit_mesh(asset.geometry.vertices, asset.geometry.faces, views, grid, settings.seed):
+        report(progress.step, settings.steps, loss=progress.loss)
+    surface = replace(progress.surface, vertices=progress.placement.to_world(progress.surface.vertices))
+    return asset_from_views(surface, views, settings.texture_size)
+
+
+def _matched(photos: tuple[View, ...], cameras: Path, settings: RefineSettings, report: Report) -> Views:
+    """Photographs with the cameras that a file states for their names."""
+    pictures: dict[str, Any] = {}
+    sentences = []
+    for number, view in enumerate(photos, start=1):
+        key = view.source.name if isinstance(view.source, Path) else view.name
+        if key in pictures:
+            raise InputError(f"Two photos are called '{key}'; their cameras could not be told apart.")
+        try:
+            image = view.open()
+            image.thumbnail((2 * settings.resolution,) * 2)  # 32 photographs at full size would fill gigabytes
+            pictures[key] = _planes(image if has_usable_alpha(image) else cut_out(image))
+        except InputError as error:
+            sentences.append(str(error) if view.name in str(error) else f"'{view.name}': {error}")
+        report(number, len(photos) + 1)
+    if sentences:
+        raise BadViewsError(sentences)
+    views = load_views(cameras, pictures=pictures)
+    return replace(views, names=[view.name for view in photos])
+
+
+def _planes(image: Image.Image) -> tuple[torch.Tensor, torch.Tensor]:
+    """Colour [3, H, W] and alpha [1, H, W] in [0, 1] of an RGBA picture.
+
+    Thin pixels take the colour of the nearest solid one: theirs has the background in it, or has been blackened.
+    """
+    pixels = np.array(image.convert("RGBA"), dtype=np.float32) / 255
+    pixels[..., :3] = dilate(pixels[..., :3], pixels[..., 3] >= _SOLID)
+    planes = torch.from_numpy(pixels).permute(2, 0, 1)
+    return planes[:3].contiguous(), planes[3:].contiguous()
+
+
+def _bytes(image: torch.Tensor) -> np.ndarray:
+    """[C, H, W] in [0, 1] as [H, W, C] uint8."""
+    return (image.clamp(0, 1).permute(1, 2, 0).numpy() * 255 + 0.5).astype(np.uint8)
