@@ -13,7 +13,9 @@ be right within a factor of two; `run.json` records the measured peak beside the
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -160,6 +162,12 @@ def _movable(pipeline: TrellisVGGTTo3DPipeline, stage: str) -> int:
 
 def _bytes(network: nn.Module) -> int:
     return sum(p.numel() * p.element_size() for p in network.parameters())
+
+
+def release() -> None:
+    """Give memory that has been freed back to the system; glibc alone keeps it until it is asked."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -87,7 +87,7 @@ def write_files(run: Run, outputs: dict[str, Any], job: Job, engine: Engine, fol
         files=files,
         seconds=run.seconds,
         cached=run.cached,
-        memory=run.memory_record(),
+        peaks=run.memory_record(),
         counts=counts,
         quality=quality,
         notes=run.notes,
