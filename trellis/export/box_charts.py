@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -75,8 +75,7 @@ def _flattened(surface: Surface, axis: np.ndarray, sign: np.ndarray) -> np.ndarr
 def _connected(edges: EdgeTable, group: np.ndarray) -> np.ndarray:
     """Labels [F] of the connected pieces of faces of the same group [F]."""
     same = group[edges.pairs[:, 0]] == group[edges.pairs[:, 1]]
-    within = EdgeTable(edges.pairs[same], edges.flipped[same], edges.boundary, edges.boundary_faces, edges.num_faces)
-    return pieces(within)[1]
+    return pieces(replace(edges, pairs=edges.pairs[same], flipped=edges.flipped[same]))[1]
 
 
 def _halved(labels: np.ndarray, depth: np.ndarray, crowded: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ import numpy as np
 from trellis.errors import InputError
 from trellis.export.hidden import behind_necks, cut_between
 from trellis.export.holes import fill_small_holes
+from trellis.export.manifold import make_manifold
 from trellis.export.solid import make_watertight
 from trellis.export.surface import Surface
 from trellis.export.topology import EdgeTable, flips_to_agree, pieces, position_ids, row_ids
@@ -51,7 +52,7 @@ class CleanOptions:
 
 
 def clean(surface: Surface, options: CleanOptions | None = None) -> Surface:
-    """The visible outer surface, consistently wound with its faces outward.
+    """The visible outer surface, consistently wound with its faces outward, at most two of them on an edge.
 
     Raises:
         InputError: nothing usable is left.
@@ -62,7 +63,7 @@ def clean(surface: Surface, options: CleanOptions | None = None) -> Surface:
     surface = drop_hidden(surface, options)
     if options.fill_holes:
         surface = fill_small_holes(surface, options.max_hole_area)
-    return make_watertight(surface) if options.watertight else surface
+    return make_watertight(surface) if options.watertight else make_manifold(surface)
 
 
 def drop_broken_faces(surface: Surface) -> Surface:
@@ -71,8 +72,7 @@ def drop_broken_faces(surface: Surface) -> Surface:
     Raises:
         InputError: no face is left.
     """
-    finite = np.isfinite(surface.vertices).all(axis=1)
-    faces = surface.faces[finite[surface.faces].all(axis=1)]
+    faces = _finite_faces(surface)
     ids = position_ids(surface.vertices)[faces]
     distinct = (ids[:, 0] != ids[:, 1]) & (ids[:, 1] != ids[:, 2]) & (ids[:, 2] != ids[:, 0])
     faces, ids = faces[distinct], ids[distinct]
@@ -88,6 +88,15 @@ def drop_broken_faces(surface: Surface) -> Surface:
     return surface.with_faces(faces)
 
 
+def _finite_faces(surface: Surface) -> np.ndarray:
+    """[K, 3]: the faces whose corners are finite."""
+    finite = np.isfinite(surface.vertices).all(axis=1)
+    if finite.all():
+        return surface.faces
+    a, b, c = surface.faces.T
+    return surface.faces[finite[a] & finite[b] & finite[c]]
+
+
 def reduced(surface: Surface, max_faces: int) -> Surface:
     """About `max_faces` faces at most: vertices in the same cell of a grid become one, in time linear in the mesh.
 
@@ -98,7 +107,7 @@ def reduced(surface: Surface, max_faces: int) -> Surface:
         return surface
     finite = np.isfinite(surface.vertices).all(axis=1)
     vertices = np.where(finite[:, None], surface.vertices, 0)
-    faces = surface.faces[finite[surface.faces].all(axis=1)]
+    whole = faces = _finite_faces(surface)
     low = vertices.min(axis=0)
     extent = max(float(np.ptp(vertices, axis=0).max()), 1e-12)
     # A surface of area A meets about 1.5 A / cell^2 cells and has twice as many faces; the total counts folds as well.
@@ -107,7 +116,7 @@ def reduced(surface: Surface, max_faces: int) -> Surface:
     while len(faces) > max_faces:
         cells = np.floor((vertices - low) / cell).astype(np.int64) @ np.array([1, 2**21, 2**42])
         _, group = np.unique(cells, return_inverse=True)
-        merged = group[surface.faces[finite[surface.faces].all(axis=1)]]
+        merged = group[whole]
         a, b, c = merged.T
         faces = merged[(a != b) & (b != c) & (c != a)]
         cell *= 1.3
@@ -126,10 +135,11 @@ def drop_specks(surface: Surface, speck_size: float) -> Surface:
     number, labels = pieces(_edges(surface))
     if number == 1:
         return surface
-    corners = surface.corner_positions()
-    low, high = np.full((number, 3), np.inf), np.full((number, 3), -np.inf)
-    np.minimum.at(low, labels, corners.min(axis=1))
-    np.maximum.at(high, labels, corners.max(axis=1))
+    order = np.argsort(labels, kind="stable")
+    starts = np.searchsorted(labels[order], np.arange(number))
+    corners = [surface.vertices[surface.faces[order, k]] for k in range(3)]
+    high = np.maximum.reduceat(np.maximum(np.maximum(corners[0], corners[1]), corners[2]), starts, axis=0)
+    low = np.minimum.reduceat(np.minimum(np.minimum(corners[0], corners[1]), corners[2]), starts, axis=0)
     diagonals = np.linalg.norm(high - low, axis=1)
     return surface.select_faces((diagonals >= min(speck_size, 1) * diagonals.max())[labels])
 

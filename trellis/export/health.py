@@ -89,8 +89,6 @@ def mesh_health(
     surface = Surface(mesh.vertices, mesh.faces)
     ids = position_ids(mesh.vertices)[mesh.faces]
     edges = EdgeTable.build(ids)
-    sorted_edges = np.sort(ids[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2), axis=1).astype(np.int64)
-    uses = np.unique(sorted_edges[:, 0] * (int(ids.max()) + 1) + sorted_edges[:, 1], return_counts=True)[1]
     areas = surface.face_areas()
     area = float(areas.sum())
     size = mesh.texture.shape[0]
@@ -100,9 +98,9 @@ def mesh_health(
         faces=len(mesh.faces),
         vertices=int(ids.max()) + 1,
         components=pieces(edges)[0],
-        watertight=bool((uses == 2).all()) and not edges.flipped.any(),
-        boundary_edges=int((uses == 1).sum()),
-        non_manifold_edges=int((uses > 2).sum()),
+        watertight=edges.closed,
+        boundary_edges=int((edges.uses == 1).sum()),
+        non_manifold_edges=int((edges.uses > 2).sum()),
         flipped_faces=_flipped(edges),
         degenerate_faces=int((areas <= 0).sum()),
         charts=pieces(chart_edges)[0],

@@ -8,6 +8,7 @@ import fast_simplification
 import numpy as np
 
 from trellis.errors import InputError
+from trellis.export.manifold import make_manifold
 from trellis.export.needles import flip_needles
 from trellis.export.surface import Surface
 from trellis.export.topology import position_ids
@@ -21,6 +22,8 @@ def simplify(
     surface: Surface, ratio: float = 0.95, max_faces: int | None = None, target_faces: int | None = None
 ) -> Surface:
     """Geometry with fewer triangles; vertices at the same place are joined and colours are dropped.
+
+    No edge of the result has more than two faces.
 
     Args:
         surface: finite and without degenerate faces.
@@ -41,20 +44,28 @@ def simplify(
     if max_faces is not None:
         target = min(target, max_faces)
     if target >= len(welded.faces):
-        return welded
+        return make_manifold(welded)
 
+    low = _collapsed(welded, target)
+    if len(low.faces) > 1.02 * target:  # taking crowded edges apart adds faces
+        low = _collapsed(welded, max(round(target * target / len(low.faces)), 4))
+    return low
+
+
+def _collapsed(surface: Surface, target: int) -> Surface:
+    """About `target` faces, or some more where edges of more than two faces had to be taken apart."""
     # The collapse threshold is absolute, so bring the mesh to unit size first.
-    center, radius = welded.bounding_sphere()
-    points, faces = (welded.vertices - center) / radius, welded.faces
+    center, radius = surface.bounding_sphere()
+    points, faces = (surface.vertices - center) / radius, surface.faces
     for aggressiveness in _AGGRESSIVENESS:
         with _lock:
             points, faces = fast_simplification.simplify(points, faces, target_count=target, agg=aggressiveness)
         if len(faces) <= 1.02 * target:
             break
     if len(faces) == 0:  # collapsed to nothing: flat or thread-like beyond what quadrics can judge
-        return welded
+        return surface
     low = Surface((points * radius + center).astype(np.float32), np.ascontiguousarray(faces, dtype=np.int32))
-    return flip_needles(weld(low))
+    return make_manifold(flip_needles(weld(low)))
 
 
 def weld(surface: Surface) -> Surface:

@@ -9,8 +9,9 @@ from scipy import ndimage
 from trellis.errors import InputError
 from trellis.export.distance import sample_surface
 from trellis.export.holes import fill_small_holes
+from trellis.export.manifold import make_manifold
 from trellis.export.surface import Surface
-from trellis.export.topology import EdgeTable, flips_to_agree, position_ids
+from trellis.export.topology import EdgeTable, position_ids
 from trellis.representations.flexicubes import flexicubes
 
 _ROUNDS = 3
@@ -19,14 +20,11 @@ _SAMPLES_PER_CELL = 12  # sides of a cell are met this often on average; gaps ar
 
 def is_watertight(surface: Surface) -> bool:
     """Whether every edge joins exactly two faces that wind alike, so that the surface bounds a volume."""
-    ids = position_ids(surface.vertices)[surface.faces]
-    edges = np.sort(ids[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2), axis=1).astype(np.int64)
-    uses = np.unique(edges[:, 0] * (int(ids.max()) + 1) + edges[:, 1], return_counts=True)[1]
-    return bool((uses == 2).all()) and not EdgeTable.build(ids).flipped.any()
+    return EdgeTable.build(position_ids(surface.vertices)[surface.faces]).closed
 
 
 def make_watertight(surface: Surface, resolution: int = 160) -> Surface:
-    """A closed surface: surplus faces at edges dropped and every hole closed, or else the outside of a voxel solid.
+    """A closed surface: edges of many faces cut apart and every hole closed, or else the outside of a voxel solid.
 
     The first way keeps the given triangles and is tried up to three times. Where it fails (sheets that pass through
     each other, holes that share corners) the surface is rebuilt from voxels: colours and features finer than
@@ -36,7 +34,7 @@ def make_watertight(surface: Surface, resolution: int = 160) -> Surface:
     for _ in range(_ROUNDS):
         if is_watertight(candidate):
             return candidate
-        candidate = _agreeing(fill_small_holes(_without_surplus(candidate), np.inf))
+        candidate = _outward(make_manifold(fill_small_holes(make_manifold(candidate), np.inf)))
     return candidate if is_watertight(candidate) else voxel_solid(surface, resolution)
 
 
@@ -69,25 +67,9 @@ def voxel_solid(surface: Surface, resolution: int = 160) -> Surface:
     return Surface(vertices.astype(np.float32), np.ascontiguousarray(made.faces.numpy(), dtype=np.int32))
 
 
-def _without_surplus(surface: Surface) -> Surface:
-    """Of the faces that share an edge with more than one other, only the two largest."""
-    ids = position_ids(surface.vertices)[surface.faces]
-    edges = np.sort(ids[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2), axis=1).astype(np.int64)
-    key = edges[:, 0] * (int(ids.max()) + 1) + edges[:, 1]
-    areas = np.repeat(surface.face_areas(), 3)
-    order = np.lexsort((-areas, key))
-    first = np.r_[True, key[order][1:] != key[order][:-1]]
-    rank = np.arange(len(order)) - np.maximum.accumulate(np.where(first, np.arange(len(order)), 0))
-    keep = np.ones(len(surface.faces), dtype=bool)
-    keep[order[rank >= 2] // 3] = False
-    return surface if keep.all() or not keep.any() else surface.select_faces(keep)
-
-
-def _agreeing(surface: Surface) -> Surface:
-    """Wound consistently, with a positive volume."""
-    flip = flips_to_agree(EdgeTable.build(position_ids(surface.vertices)[surface.faces]))
-    faces = np.where(flip[:, None], surface.faces[:, ::-1], surface.faces)
-    a, b, c = np.moveaxis(surface.vertices[faces].astype(np.float64), 1, 0)
-    if np.einsum("fk,fk->", a, np.cross(b, c)) < 0:
-        faces = faces[:, ::-1]
-    return Surface(surface.vertices, np.ascontiguousarray(faces), surface.colors)
+def _outward(surface: Surface) -> Surface:
+    """With a positive volume: all faces reversed if need be."""
+    a, b, c = np.moveaxis(surface.corner_positions(), 1, 0)
+    if np.einsum("fk,fk->", a, np.cross(b, c)) >= 0:
+        return surface
+    return Surface(surface.vertices, np.ascontiguousarray(surface.faces[:, ::-1]), surface.colors)

@@ -8,19 +8,49 @@ import numpy as np
 from scipy import sparse
 from scipy.sparse import csgraph
 
+from trellis.renderers.numba_runtime import exclusive, kernel
+
 
 def position_ids(vertices: np.ndarray) -> np.ndarray:
-    """[V] int32: the same number for vertices at exactly the same place (colour seams split them)."""
-    return row_ids(vertices + np.float32(0))  # adding zero turns -0.0 into 0.0
+    """[V] int32: the same number for vertices [V, 3] at exactly the same float32 place (colour seams split them)."""
+    return row_ids(np.asarray(vertices, dtype=np.float32) + np.float32(0))  # adding zero turns -0.0 into 0.0
 
 
 def row_ids(rows: np.ndarray) -> np.ndarray:
-    """[N] int32: the same number for equal rows of [N, K]; numbers follow the rows' sorted order."""
-    order = np.lexsort(rows.T)
-    in_order = rows[order]
-    is_new = np.r_[False, (in_order[1:] != in_order[:-1]).any(axis=1)]
-    ids = np.empty(len(rows), dtype=np.int32)
-    ids[order] = np.cumsum(is_new)
+    """[N] int32: the same number for equal rows of [N, 3] (32 bits each); numbers follow the first appearances."""
+    with exclusive():
+        return _numbered(np.ascontiguousarray(rows).view(np.uint32))
+
+
+@kernel
+def _numbered(rows):
+    """`row_ids` by a hash table with linear probing, at most half full."""
+    count = len(rows)
+    bits = np.uint64(4)
+    while (1 << bits) < 2 * count:
+        bits += np.uint64(1)
+    mask = np.uint64((1 << bits) - 1)
+    table = np.full(1 << bits, -1, dtype=np.int32)  # first row of each kind
+    ids = np.empty(count, dtype=np.int32)
+    number = 0
+    for i in range(count):
+        a, b, c = rows[i, 0], rows[i, 1], rows[i, 2]
+        # Odd multipliers near 2^64 over the golden ratio and its powers; the high bits of a product are the mixed ones.
+        mixed = np.uint64(a) * np.uint64(0x9E3779B97F4A7C15)
+        mixed = (mixed ^ (mixed >> np.uint64(32)) ^ np.uint64(b)) * np.uint64(0xC2B2AE3D27D4EB4F)
+        mixed = (mixed ^ (mixed >> np.uint64(29)) ^ np.uint64(c)) * np.uint64(0x165667B19E3779F9)
+        slot = mixed >> (np.uint64(64) - bits)
+        while True:
+            other = table[slot]
+            if other < 0:
+                table[slot] = i
+                ids[i] = number
+                number += 1
+                break
+            if rows[other, 0] == a and rows[other, 1] == b and rows[other, 2] == c:
+                ids[i] = ids[other]
+                break
+            slot = (slot + np.uint64(1)) & mask
     return ids
 
 
@@ -29,10 +59,12 @@ class EdgeTable:
     """Every half edge of a mesh, and the pairs of faces that meet along an edge.
 
     Attributes:
-        pairs: [P, 2] int64 face indices sharing an edge; k faces on one edge give k - 1 pairs.
+        pairs: [P, 2] int64 face indices sharing an edge; k faces on one edge give k - 1 pairs, of faces that run along
+            it in opposite directions as long as there are such.
         flipped: [P] bool, whether the two faces run along their edge in the same direction (opposite winding).
         boundary: [B, 2] int32 directed edges that belong to one face only, in the direction of that face.
         boundary_faces: [B] int64, that face.
+        uses: [E] int64, how many faces each edge has.
         num_faces: number of faces.
     """
 
@@ -40,31 +72,36 @@ class EdgeTable:
     flipped: np.ndarray
     boundary: np.ndarray
     boundary_faces: np.ndarray
+    uses: np.ndarray
     num_faces: int
 
     @classmethod
     def build(cls, faces: np.ndarray) -> EdgeTable:
         """From faces [F, 3]. Give welded indices (`position_ids(vertices)[faces]`) to see through colour seams."""
-        edges = faces[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2)
-        low, high = edges.min(axis=1).astype(np.int64), edges.max(axis=1).astype(np.int64)
-        key = low * (int(faces.max(initial=0)) + 1) + high
-        order = np.argsort(key, kind="stable")
-        same_as_next = key[order][1:] == key[order][:-1]
-        first, second = order[:-1][same_as_next], order[1:][same_as_next]
-        forward = edges[:, 0] < edges[:, 1]
-        alone = ~(np.r_[False, same_as_next] | np.r_[same_as_next, False])
-        lonely = order[alone]
+        order, starts, forward = half_edges_by_edge(faces)
+        uses = np.diff(starts)
+        lonely = order[starts[:-1][uses == 1]]
+        first = np.delete(np.arange(len(order)), starts[1:] - 1) if len(order) else order
+        first, second = order[first], order[first + 1]
+        corner = lonely % 3
+        boundary = np.stack([faces[lonely // 3, corner], faces[lonely // 3, (corner + 1) % 3]], axis=1)
         return cls(
             np.stack([first // 3, second // 3], axis=1),
             forward[first] == forward[second],
-            edges[lonely],
+            boundary,
             lonely // 3,
+            uses,
             len(faces),
         )
 
+    @property
+    def closed(self) -> bool:
+        """Whether every edge joins exactly two faces that wind alike, so that the surface bounds a volume."""
+        return bool((self.uses == 2).all()) and not self.flipped.any()
+
     def adjacency(self, among: np.ndarray | None = None) -> sparse.csr_matrix:
         """Symmetric [F, F] matrix of neighbouring faces; `among` [F] keeps only links inside that mask."""
-        pairs = self.pairs if among is None else self.pairs[among[self.pairs].all(axis=1)]
+        pairs = self.pairs if among is None else self.pairs[among[self.pairs[:, 0]] & among[self.pairs[:, 1]]]
         ones = np.ones(len(pairs), dtype=np.int8)
         upper = sparse.coo_matrix((ones, (pairs[:, 0], pairs[:, 1])), shape=(self.num_faces, self.num_faces))
         return (upper + upper.T).tocsr()
@@ -144,3 +181,68 @@ def boundary_loops(edges: EdgeTable) -> list[np.ndarray]:
                 following[a].append(b)
             loops.append(np.array(chain[loop_start:]))
     return [loop for loop in loops if len(loop) >= 3]
+
+
+def half_edges_by_edge(faces: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Half edges 3 f + k (from corner k of face f to the next one) of faces [F, 3], sorted by the edge they lie on.
+
+    Returns:
+        order: int64 [3F]; within an edge, directions alternate as long as both are left.
+        starts: int64 [E + 1], where in `order` each edge begins.
+        forward: bool [3F], by half edge: whether it runs from the lower to the higher vertex.
+    """
+    with exclusive():
+        return _sorted_half_edges(np.ascontiguousarray(faces, dtype=np.int32))
+
+
+@kernel
+def _sorted_half_edges(faces):
+    count = 3 * len(faces)
+    vertices = 0
+    for f in range(len(faces)):
+        vertices = max(vertices, faces[f, 0], faces[f, 1], faces[f, 2])
+    low = np.empty(count, dtype=np.int32)
+    high = np.empty(count, dtype=np.int32)
+    forward = np.empty(count, dtype=np.bool_)
+    bucket = np.zeros(vertices + 3, dtype=np.int64)
+    for h in range(count):
+        a, b = faces[h // 3, h % 3], faces[h // 3, (h + 1) % 3]
+        low[h], high[h], forward[h] = min(a, b), max(a, b), a < b
+        bucket[low[h] + 2] += 1
+    for v in range(vertices + 2):
+        bucket[v + 1] += bucket[v]
+    order = np.empty(count, dtype=np.int64)
+    for h in range(count):
+        position = bucket[low[h] + 1]
+        bucket[low[h] + 1] = position + 1
+        order[position] = h
+    starts = np.empty(count + 1, dtype=np.int64)
+    edges = 0
+    for v in range(vertices + 1):
+        first, last = bucket[v], bucket[v + 1]
+        if last - first > 64:  # a hub of thousands of faces; sorting by insertion would take its square
+            inside = order[first:last]
+            order[first:last] = inside[np.argsort(high[inside], kind="mergesort")]
+        else:
+            for i in range(first + 1, last):
+                h, j = order[i], i
+                while j > first and high[order[j - 1]] > high[h]:
+                    order[j] = order[j - 1]
+                    j -= 1
+                order[j] = h
+        i = first
+        while i < last:
+            starts[edges] = i
+            edges += 1
+            end = i + 1
+            while end < last and high[order[end]] == high[order[i]]:
+                end += 1
+            for j in range(i + 1, end):
+                if forward[order[j]] == forward[order[j - 1]]:
+                    for other in range(j + 1, end):
+                        if forward[order[other]] != forward[order[j]]:
+                            order[j], order[other] = order[other], order[j]
+                            break
+            i = end
+    starts[edges] = count
+    return order, starts[: edges + 1], forward

@@ -65,7 +65,13 @@ def exclusive() -> threading.RLock:
 
 
 def kernel(function: Callable | None = None, *, parallel: bool = False, fastmath: bool = False) -> Callable:
-    """Compile a function with numba: nopython, releases the GIL, cached on disk; usable bare or with arguments."""
+    """Compile a function with numba: nopython, releases the GIL, cached on disk; usable bare or with arguments.
+
+    Division is that of numpy: by zero it gives infinity or NaN. Python's would raise, and its tests keep loops from
+    being vectorised.
+    """
     if function is None:
         return functools.partial(kernel, parallel=parallel, fastmath=fastmath)
-    return numba.njit(function, cache=True, nogil=True, parallel=parallel, fastmath=fastmath)
+    return numba.njit(
+        function, cache=True, nogil=True, parallel=parallel, fastmath=fastmath, error_model="numpy"
+    )
