@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -13,7 +14,7 @@ from PIL import Image
 
 from studio import video
 from trellis.errors import InputError
-from trellis.pipelines.image_files import MAX_VIEWS, OPAQUE, open_image
+from trellis.pipelines.image_files import MAX_PIXELS, MAX_VIEWS, OPAQUE, open_image
 
 SUFFIXES = (
     ".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2", ".ppm", ".heic", ".heif",
@@ -99,6 +100,19 @@ def _frames_of(item: Any, count: int) -> list[Any]:
     name = Path(item).name
     frames = video.choose_frames(item, count)
     return [View(f"{name}, frame {number}", frame) for number, frame in enumerate(frames, start=1)]
+
+
+def pixels_of(view: View) -> int:
+    """How many pixels a view's picture has, by its header; 0 if that cannot be read."""
+    if isinstance(view.source, Image.Image):
+        return view.source.width * view.source.height
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # nothing is decoded here
+            with Image.open(view.source) as image:
+                return min(image.width * image.height, MAX_PIXELS)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return 0  # `open` will say why
 
 
 def check_views(views: Iterable[View]) -> tuple[list[View], list[str]]:

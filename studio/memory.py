@@ -4,19 +4,22 @@ The ladder, one rung after another until the job fits:
 
 1. as asked;
 2. on a GPU, keep there only the networks of the running stage (slower, same result);
-3. a smaller turntable, then a smaller texture;
-4. refuse, with a sentence that says how many views would fit.
+3. in pieces: few views at a time through DINOv2, and the guided and the plain half of a sampling step one after the
+   other (slower; equal up to rounding);
+4. a smaller turntable, then a smaller texture;
+5. refuse, with a sentence that says how many views would fit.
 
-Predictions count the arrays that a stage holds at its widest point, from the shapes of the networks. They are meant to
-be right within a factor of two; `run.json` records the measured peak beside them.
+It is climbed before the job starts, with as many voxels as a full shell of the grid has, and again once the voxels are
+known. Predictions count the arrays that a stage holds at its widest point, from the shapes of the networks. They are
+meant to be right within a factor of two; `run.json` records beside them what was measured.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -24,7 +27,7 @@ import torch
 from torch import nn
 
 from studio.settings import ReconstructSettings
-from studio.stages import STAGES
+from studio.stages import CHUNK, STAGES
 from trellis.errors import InputError
 from trellis.pipelines.trellis_vggt_to_3d import TrellisVGGTTo3DPipeline
 
@@ -66,85 +69,134 @@ def free(device: torch.device) -> Free:
 
 
 @dataclass(frozen=True)
+class Size:
+    """How large a job is.
+
+    Attributes:
+        views: their number.
+        pixels: of the largest photograph.
+        voxels: occupied ones; None while that is not known.
+    """
+
+    views: int
+    pixels: int = 0
+    voxels: int | None = None
+
+
+@dataclass(frozen=True)
 class Plan:
-    """How a job will be run: with these settings, networks moved off the GPU between stages or not, and why so."""
+    """How a job will be run.
+
+    Attributes:
+        settings: lowered ones, perhaps.
+        offload: networks leave the GPU while they are not needed.
+        chunked: in pieces, see `studio.stages`.
+        notes: a sentence for each concession.
+        predicted: bytes by stage.
+    """
 
     settings: ReconstructSettings
     offload: bool
+    chunked: bool
     notes: tuple[str, ...]
     predicted: dict[str, int]
 
 
-def predict(pipeline: TrellisVGGTTo3DPipeline, settings: ReconstructSettings, views: int) -> dict[str, int]:
-    """Peak bytes of every stage beyond the loaded networks, for a number of views."""
+def predict(
+    pipeline: TrellisVGGTTo3DPipeline, settings: ReconstructSettings, size: Size, chunked: bool = False
+) -> dict[str, int]:
+    """Peak bytes of every stage beyond the loaded networks and what earlier stages have made."""
     vggt, dino, models = pipeline.vggt.aggregator, pipeline.image_cond_model, pipeline.models
     flow, latent_flow = models["sparse_structure_flow_model"], models["slat_flow_model"]
-    tokens = views * ((pipeline.image_resolution // vggt.patch_size) ** 2 + 5)
-    patches = views * ((pipeline.image_resolution // dino.patch_size) ** 2 + 5)
+    tokens = size.views * ((pipeline.image_resolution // vggt.patch_size) ** 2 + 5)
+    patches_of_view = (pipeline.image_resolution // dino.patch_size) ** 2 + 5
+    patches = size.views * patches_of_view
     width = vggt.camera_token.shape[-1]
     levels = len({*models["sparse_structure_vggt_cond"].levels, *models["slat_vggt_cond"].levels})
-    # A full shell of the grid: more voxels than nearly any object has.
-    voxels = 6 * latent_flow.resolution**2
+    # Without better knowledge a full shell of the grid, which is more than nearly any object has.
+    voxels = 6 * latent_flow.resolution**2 if size.voxels is None else size.voxels
+    subdivisions = len(models["slat_decoder_mesh"].upsample) if "slat_decoder_mesh" in models else 0
+    triangles = 4 * voxels * 4**subdivisions
 
-    reading = tokens * width * _WIDE + (levels + 1) * tokens * 2 * width + patches * dino.embed_dim * _WIDE
+    read_at_once = (min(CHUNK, size.views) if chunked else size.views) * patches_of_view
+    reading = tokens * width * _WIDE + (levels + 1) * tokens * 2 * width + read_at_once * dino.embed_dim * _WIDE
     conditions = patches * latent_flow.cond_channels * 2
     grid = (flow.resolution // flow.patch_size) ** 3
     known = models["sparse_structure_vggt_cond"].multiview_cond_tokens.shape[1]
     flow_width = flow.input_layer.out_features
-    shape = 2 * grid * flow_width * _WIDE + 2 * known * flow_width * len(flow.blocks)
-    detail = 2 * voxels * latent_flow.model_channels * _WIDE // 2
+    halves = 1 if chunked else 2  # of a guided step, at once
+    shape = halves * grid * flow_width * _WIDE + 2 * known * flow_width * len(flow.blocks)
+    detail = (1 if pipeline.device.type == "cpu" else halves) * voxels * latent_flow.model_channels * _WIDE
     detail += 2 * patches * latent_flow.model_channels * len(latent_flow.blocks)
     floats = {
-        "prepare": 4 * 80_000_000 // _FLOAT,  # one photograph of the largest size accepted, at one byte a channel
+        "prepare": 3 * size.pixels,  # 12 bytes: as read, with alpha, and turned upright or masked
         "cameras": reading + conditions,
         "structure": shape + conditions + 12 * latent_flow.resolution**3,
         "latent": detail + conditions,
         "decode": _decoding(models, voxels) + conditions,
-        "mesh": 60 * voxels * 16,
-        "bake": 12 * settings.texture_size**2 + 48 * 512**2,
-        "video": 2 * settings.video_frames * settings.video_size**2 * 3 // _FLOAT + 20 * settings.video_size**2,
+        "mesh": 40 * triangles,
+        "bake": 12 * settings.texture_size**2 + 48 * 512**2 + 20 * triangles,
+        "video": 40 * settings.video_size**2,
         "report": 20 * pipeline.image_resolution**2 + 8 * settings.texture_size**2,
         "write": 8 * settings.texture_size**2,
     }
+    floats["report"] += settings.video_frames // 4 * (settings.video_size // 2) ** 2  # the map's turntable
     return {stage: _BASE + int(count) * _FLOAT for stage, count in floats.items()}
 
 
-def fit(pipeline: TrellisVGGTTo3DPipeline, settings: ReconstructSettings, views: int, available: Free) -> Plan:
-    """The first rung of the ladder that fits.
+def fit(
+    pipeline: TrellisVGGTTo3DPipeline,
+    settings: ReconstructSettings,
+    size: Size,
+    available: Free,
+    stages: Sequence[str] = tuple(_TITLES),
+    after: Plan | None = None,
+) -> Plan:
+    """The first rung of the ladder on which all of some stages fit, not below that of an earlier plan.
 
     Raises InputError if none does.
     """
     budget = int(available.bytes * _HEADROOM)
-    for lowered, offload, notes in _rungs(settings, pipeline.device.type != "cpu"):
-        predicted = predict(pipeline, lowered, views)
+    for lowered, offload, chunked, notes in _rungs(settings, pipeline.device.type != "cpu"):
+        if after is not None and (offload < after.offload or chunked < after.chunked):
+            continue
+        needs = predict(pipeline, lowered, size, chunked)
+        predicted = {stage: needs[stage] for stage in needs if stage in stages}
         room = {stage: budget + (_movable(pipeline, stage) if offload else 0) for stage in predicted}
         if all(predicted[stage] <= room[stage] for stage in predicted):
-            return Plan(lowered, offload, notes, predicted)
+            return Plan(lowered, offload, chunked, notes, predicted)
     stage = max(predicted, key=lambda stage: predicted[stage] - room[stage])
-    fewer = next((n for n in range(views - 1, 0, -1) if predict(pipeline, lowered, n)[stage] <= room[stage]), 0)
+    fewer = next(
+        (n for n in range(size.views - 1, 0, -1)
+         if predict(pipeline, lowered, replace(size, views=n), chunked)[stage] <= room[stage]), 0,
+    )  # fmt: skip
     advice = f"Up to {fewer} views would fit." if fewer else "Close other programs, or use a machine with more."
     raise InputError(
-        f"There is too little {available.kind} for {views} views: the stage '{_TITLES[stage]}' needs about "
+        f"There is too little {available.kind} for {size.views} views: the stage '{_TITLES[stage]}' needs about "
         f"{predicted[stage] / 2**30:.1f} GB, and {available.bytes / 2**30:.1f} GB are free. {advice}"
     )
 
 
-def _rungs(settings: ReconstructSettings, on_gpu: bool) -> Iterator[tuple[ReconstructSettings, bool, tuple[str, ...]]]:
-    """The settings as asked, then one concession more each time."""
-    yield settings, False, ()
+def _rungs(
+    settings: ReconstructSettings, on_gpu: bool
+) -> Iterator[tuple[ReconstructSettings, bool, bool, tuple[str, ...]]]:
+    """The settings as asked, then one concession more each time: (settings, offload, chunked, why)."""
+    yield settings, False, False, ()
     notes: tuple[str, ...] = ()
     if on_gpu:
         notes = ("Networks leave the GPU while they are not needed, to fit into its memory; this takes longer.",)
-        yield settings, True, notes
+        yield settings, True, False, notes
+    notes = (*notes, "The work is done in smaller pieces to fit into memory; this takes longer.")
+    yield settings, on_gpu, True, notes
     if settings.video_frames * settings.video_size**2 > 60 * 256**2:
-        smaller = {"video_frames": min(settings.video_frames, 60), "video_size": 256}
+        smaller = {"video_frames": min(settings.video_frames, 60), "video_size": min(settings.video_size, 256)}
         settings = settings.model_copy(update=smaller)
-        notes = (*notes, "The turntable was made smaller, 256 pixels high, to fit into memory.")
-        yield settings, on_gpu, notes
-    for size in (1024, 512):
-        if settings.texture_size > size:
-            settings = settings.model_copy(update={"texture_size": size})
-            yield settings, on_gpu, (*notes, f"The texture was lowered to {size} pixels to fit into memory.")
+        notes = (*notes, "The turntable was made smaller to fit into memory.")
+        yield settings, on_gpu, True, notes
+    for side in (1024, 512):
+        if settings.texture_size > side:
+            settings = settings.model_copy(update={"texture_size": side})
+            yield settings, on_gpu, True, (*notes, f"The texture was lowered to {side} pixels to fit into memory.")
 
 
 def place(pipeline: TrellisVGGTTo3DPipeline, stage: str | None) -> None:
@@ -195,4 +247,4 @@ def _decoding(models: dict[str, nn.Module], voxels: int) -> int:
     decoder = models["slat_decoder_mesh"]
     finest = decoder.out_layer.weight
     cubes = voxels * 8 ** len(decoder.upsample)
-    return max(splats, cubes * (finest.shape[0] + 6 * finest.shape[1]))
+    return max(splats, cubes * (finest.shape[0] + 12 * finest.shape[1]))

@@ -132,6 +132,9 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str
         then, now = before.get(what) or {}, after.get(what) or {}
         found += [f"{what} {key}: {then.get(key)} then, {now.get(key)} now." for key in sorted({*then, *now})
                   if then.get(key) != now.get(key)]  # fmt: skip
+    then, now = (record.get("peak_memory_bytes", {}).get("chunked") for record in (before, after))
+    if then != now:
+        found.append("One of the two ran in smaller pieces, because memory was short.")
     if before.get("code") != after.get("code"):
         found.append("The studio's code has changed.")
     return found

@@ -21,9 +21,9 @@ import shutil
 import tempfile
 import time
 import traceback
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,13 +32,12 @@ from studio import memory, previews, stages
 from studio.cache import NO_ROOM, StageCache
 from studio.engine import Engine
 from studio.events import RUN, WRITTEN, CamerasFound, Cancelled, FoundView, JobError, Note, Progress, Result
-from studio.fingerprint import images_key, stage_key, view_key
 from studio.history import History
-from studio.inputs import View
+from studio.inputs import pixels_of
 from studio.job import Job
+from studio.recipe import Output, Recipe
 from studio.report import PeakMemory
-from studio.settings import ReconstructSettings
-from studio.stages import STAGES, PreparedView
+from studio.stages import STAGES
 from studio.trust import trust_in_cameras
 from studio.write import camera_record, view_names, write_files
 from trellis.errors import InputError
@@ -87,26 +86,6 @@ def run_job(
         raise
 
 
-class _Output:
-    """What a stage makes: loaded or computed when it is first needed."""
-
-    def __init__(self, run: Run, name: str, key: str | None, inputs: tuple[_Output, ...], function: Any) -> None:
-        self._run, self.name, self.key, self.inputs, self.function = run, name, key, inputs, function
-        self._made: list[Any] = []
-
-    def ensure(self) -> None:
-        """See to it that the output exists, in memory or in the cache."""
-        if not self._made and self.key in self._run.cache:
-            self._run.found(self)
-        else:
-            self.value()
-
-    def value(self) -> Any:
-        if not self._made:
-            self._made.append(self._run.make(self))
-        return self._made[0]
-
-
 class Run:
     """One job on its way: what ran, what was there already, and what it took."""
 
@@ -123,7 +102,6 @@ class Run:
         self.cache = cache
         self.cached: list[str] = []
         self.notes: list[str] = []
-        self.photographs: list[str] = []  # hashes
         self.seconds: dict[str, float] = {}
         self._job, self._engine, self._history = job, engine, history
         self._emit, self._cancelled = emit, cancelled
@@ -136,33 +114,55 @@ class Run:
     def run(self, free: memory.Free | None) -> Result | CamerasFound:
         job, pipeline = self._job, self._engine.pipeline
         self._check()
-        self.plan = memory.fit(pipeline, job.settings, len(job.views), free or memory.free(pipeline.device))
-        settings = self.plan.settings
-        for note in self.plan.notes:
-            self.note(note)
+        self._free = (lambda: memory.free(pipeline.device)) if free is None else lambda: free
+        self._size = memory.Size(len(job.views), max(pixels_of(view) for view in job.views))
+        stages_to_come = ("prepare", "cameras") if job.until == "cameras" else tuple(_MESSAGES)
+        self.plan = memory.fit(pipeline, job.settings, self._size, self._free(), stages_to_come)
+        self._tell_concessions()
         if self._history is not None:
-            self._expected = self._history.expected(self._engine.environment, settings, len(job.views))
+            self._expected = self._history.expected(self._engine.environment, self.plan.settings, len(job.views))
         with self._memory, self._placed():
-            ended = self._find_cameras(settings) if job.until == "cameras" else self._make_asset(settings)
+            ended = self._find_cameras() if job.until == "cameras" else self._make_asset()
         if self._history is not None:
-            self._history.record(self._engine.environment, settings, len(job.views), self.seconds)
+            self._history.record(self._engine.environment, self.plan.settings, len(job.views), self.seconds)
         return ended
 
-    def _make_asset(self, settings: ReconstructSettings) -> Result:
+    def _make_asset(self) -> Result:
         job = self._job
         with unfinished_folder(job.out_dir) as staging:
-            outputs = self._plan(settings)
-            for name in ("cameras", "structure", "latent", "decode", "mesh", "bake", "video"):
-                outputs[name].ensure()
-            counts = write_files(self, outputs, job, self._engine, staging)
+            recipe = Recipe(self, self._engine, job.views)
+            recipe.add_shape(self.plan)
+            for name in ("cameras", "structure"):
+                recipe[name].ensure()
+            self._look_again(len(recipe["structure"].value()))
+            recipe.add_surface(self.plan)
+            for name in ("latent", "decode", "mesh", "bake", "video"):
+                recipe[name].ensure()
+            counts = write_files(self, recipe, job, self._engine, staging)
             publish(staging, job.out_dir)
+        settings = self.plan.settings
         return Result(job.out_dir, settings, self.elapsed(), counts, tuple(self.cached), tuple(self.notes))
 
-    def _find_cameras(self, settings: ReconstructSettings) -> CamerasFound:
+    def _look_again(self, voxels: int) -> None:
+        """Predict anew for the stages to come, now that the number of voxels is known."""
+        to_come = tuple(_MESSAGES)[tuple(_MESSAGES).index("latent") :]
+        earlier = self.plan.predicted
+        size = replace(self._size, voxels=voxels)
+        self.plan = memory.fit(self._engine.pipeline, self.plan.settings, size, self._free(), to_come, self.plan)
+        self.plan = replace(self.plan, predicted={**earlier, **self.plan.predicted})
+        self._tell_concessions()
+
+    def _tell_concessions(self) -> None:
+        for note in self.plan.notes:
+            if note not in self.notes:
+                self.note(note)
+
+    def _find_cameras(self) -> CamerasFound:
         if self._expected is not None:
             self._expected = {name: self._expected[name] for name in ("prepare", "cameras")}
-        outputs = self._plan(settings)
-        prepared, conditions = outputs["prepare"].value(), outputs["cameras"].value()
+        recipe = Recipe(self, self._engine, self._job.views)
+        recipe.add_shape(self.plan)
+        prepared, conditions = recipe["prepare"].value(), recipe["cameras"].value()
         record = camera_record(conditions.cameras, view_names(len(prepared)), self._engine.pipeline.camera_frame)
         trusts: list[float | None] = [None] * len(prepared)
         if self._engine.pipeline.camera_frame == "object":
@@ -173,65 +173,7 @@ class Run:
         )
         return CamerasFound(self._job.id, views, record, self.elapsed(), tuple(self.cached), tuple(self.notes))
 
-    def _plan(self, settings: ReconstructSettings) -> dict[str, _Output]:
-        """Every stage with its key, its inputs and its function. The views are prepared, nothing else runs yet."""
-        engine, pipeline, views = self._engine, self._engine.pipeline, self._job.views
-        photographs = [_photograph_key(view) for view in views]
-        self.photographs = [view.earlier.photograph if view.earlier else key
-                            for view, key in zip(views, photographs, strict=True)]  # fmt: skip
-        plan: dict[str, _Output] = {}
-
-        def add(
-            name: str, inputs: tuple[str, ...], reads: dict[str, Any], function: Any, keys: list[str] | None = None
-        ) -> None:
-            keys = keys or [plan[needed].key for needed in inputs]
-            key = stage_key(name, keys, reads, engine.environment)
-            plan[name] = _Output(self, name, key, tuple(plan[needed] for needed in inputs), function)
-
-        s = settings
-        how = {"removal": "rembg" if stages.rembg_available() else "grabcut"}
-
-        def recall(view: View, make: Callable[[], PreparedView]) -> PreparedView:
-            """Each view is kept by itself too, for jobs with some of these views."""
-            key = stage_key("view", [photographs[views.index(view)]], how, engine.environment)
-            value = self.cache.get(key)
-            if value is None:
-                value = make()
-                self.cache.put(key, value)
-            return value
-
-        add("prepare", (), how, lambda report: stages.prepare(views, pipeline, report, recall), photographs)
-        pixels = [images_key(view.image for view in plan["prepare"].value())]
-        add("cameras", ("prepare",), {}, lambda prepared, report: stages.cameras(prepared, pipeline, report), pixels)
-        add(
-            "structure",
-            ("cameras",),
-            {"sampler": s.structure.model_dump(mode="json"), "seed": s.seed_of_structure},
-            lambda conditions, report: stages.structure(conditions, s, pipeline, report),
-        )
-        add(
-            "latent",
-            ("cameras", "structure"),
-            {"sampler": s.latent.model_dump(mode="json"), "seed": s.seed_of_latent, "mode": s.mode},
-            lambda conditions, coords, report: stages.latent(conditions, coords, s, pipeline, report),
-        )
-        add("decode", ("latent",), {}, lambda slat, report: stages.decode(slat, pipeline, report))
-        add("mesh", ("decode",), {"simplify": s.simplify}, lambda decoded, report: stages.mesh(decoded[1], s, report))
-        add(
-            "bake",
-            ("mesh", "decode"),
-            {"texture_size": s.texture_size},
-            lambda surfaces, decoded, report: stages.bake(*surfaces, decoded[0], s, report),
-        )
-        add(
-            "video",
-            ("decode",),
-            {"frames": s.video_frames, "size": s.video_size},
-            lambda decoded, report: stages.video(*decoded, s, report),
-        )
-        return plan
-
-    def make(self, output: _Output) -> Any:
+    def make(self, output: Output) -> Any:
         """Load an output from the cache, or compute it and keep it there."""
         value = self.cache.get(output.key)
         if value is not None:
@@ -245,7 +187,7 @@ class Run:
             self.cache.put(_preview_key(output.key), self._preview)
         return value
 
-    def found(self, output: _Output) -> None:
+    def found(self, output: Output) -> None:
         """Tell, once, that a stage needs not run."""
         if output.name not in self.cached and output.name not in self.seconds:
             self.cached.append(output.name)
@@ -283,6 +225,8 @@ class Run:
             "vram": self._memory.vram,
             "stages": dict(self.peaks),
             "predicted": dict(self.plan.predicted),
+            "offloaded": self.plan.offload,
+            "chunked": self.plan.chunked,
         }
 
     def note(self, sentence: str) -> None:
@@ -308,13 +252,6 @@ class Run:
         pending = [name for name in self._expected if name not in self.seconds and name not in self.cached]
         return sum(seconds * (1 - share if name == stage else 1) for name, seconds in self._expected.items()
                    if name in pending)  # fmt: skip
-
-
-def _photograph_key(view: View) -> str:
-    try:
-        return view_key(view)
-    except OSError:  # `prepare` will say that it cannot be read
-        return uuid.uuid4().hex
 
 
 def _preview_key(key: str) -> str:

@@ -2,17 +2,20 @@
 
 A stage calls `report(step, of, preview)` before its first step and after every step, `preview` being a small JPEG or
 None; what the call raises stops the stage there. Inputs may lie on any device. Stages keep nothing between calls.
+`chunked` says that memory is short: work that is usually done in one piece is done piece by piece, with the same result
+up to rounding.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -32,11 +35,10 @@ from trellis.pipelines.background import rembg_available
 from trellis.pipelines.conditioning import Conditions
 from trellis.pipelines.image_preparation import cut_out, has_usable_alpha
 from trellis.pipelines.trellis_vggt_to_3d import TrellisVGGTTo3DPipeline
-from trellis.renderers.cameras import orbit
-from trellis.renderers.turntable import gaussian_frames, write_video
+from trellis.renderers.cameras import orbit, turntable
+from trellis.renderers.turntable import encode_video, gaussian_frames, mesh_frames
 from trellis.representations.gaussian import Gaussian
 from trellis.representations.mesh import MeshExtractResult
-from trellis.utils.render_utils import render_video
 
 
 class Report(Protocol):
@@ -67,6 +69,7 @@ STAGES = (
     Stage("write", "Files", "Writing the files"),
 )
 
+CHUNK = 2  # views that DINOv2 reads at once when memory is short
 VIDEO_BACKGROUND = (0.5, 0.5, 0.5)  # the grey that a picture of normals has where there is nothing
 
 
@@ -140,19 +143,26 @@ def _cut_out(view: View, image: Image.Image, pipeline: TrellisVGGTTo3DPipeline) 
     return PreparedView(view.name, pipeline.preprocess_image(image), method, quality.notes_on(image))
 
 
-def cameras(prepared: Sequence[PreparedView], pipeline: TrellisVGGTTo3DPipeline, report: Report) -> Conditions:
+def cameras(
+    prepared: Sequence[PreparedView], pipeline: TrellisVGGTTo3DPipeline, report: Report, chunked: bool = False
+) -> Conditions:
     """Read all views together: their cameras, and what the two flows need to know of them."""
-    conditions = pipeline.get_cond([view.image for view in prepared], _callback(report))
+    at_once = CHUNK if chunked else None
+    conditions = pipeline.get_cond([view.image for view in prepared], _callback(report), at_once)
     return replace(conditions, cameras=conditions.cameras.to("cpu"))
 
 
 def structure(
-    conditions: Conditions, settings: ReconstructSettings, pipeline: TrellisVGGTTo3DPipeline, report: Report
+    conditions: Conditions,
+    settings: ReconstructSettings,
+    pipeline: TrellisVGGTTo3DPipeline,
+    report: Report,
+    chunked: bool = False,
 ) -> Tensor:
     """Sample the occupied voxels, int32 [N, 4] (0, x, y, z)."""
     params = settings.structure.model_dump()
     coords = pipeline.sample_sparse_structure(
-        conditions.structure, settings.seed_of_structure, params, _callback(report)
+        conditions.structure, settings.seed_of_structure, params, _callback(report), False if chunked else None
     )
     resolution = pipeline.models["slat_flow_model"].resolution
     report(settings.structure.steps, settings.structure.steps, previews.voxels(coords, resolution))
@@ -165,12 +175,14 @@ def latent(
     settings: ReconstructSettings,
     pipeline: TrellisVGGTTo3DPipeline,
     report: Report,
+    chunked: bool = False,
 ) -> SparseTensor:
     """Sample the structured latent at those voxels."""
     params = settings.latent.model_dump()
     return pipeline.sample_slat(
-        conditions.latent, coords, settings.seed_of_latent, params, settings.mode, _callback(report)
-    )
+        conditions.latent, coords, settings.seed_of_latent, params, settings.mode, _callback(report),
+        False if chunked else None,
+    )  # fmt: skip
 
 
 def decode(slat: SparseTensor, pipeline: TrellisVGGTTo3DPipeline, report: Report) -> tuple[Gaussian, MeshExtractResult]:
@@ -219,18 +231,26 @@ def video(
     gaussian: Gaussian, decoded: MeshExtractResult, settings: ReconstructSettings, report: Report
 ) -> bytes:
     """The turntable as MP4: colours of the splats beside the normals of the mesh."""
-    sample = {"gaussian": gaussian, "mesh": decoded}
-    frames = render_video(
-        sample, settings.video_size, VIDEO_BACKGROUND, settings.video_frames, callback=_callback(report)
-    )
-    return video_bytes(frames["color"], frames["normal"])
+    places = turntable(settings.video_frames, size=settings.video_size)
+    uncolored = replace(decoded, vertex_attrs=None)
+
+    def frames() -> Iterator[np.ndarray]:
+        for index in range(len(places)):
+            report(index, len(places))
+            place = places[index : index + 1]
+            color = gaussian_frames(gaussian, place, VIDEO_BACKGROUND)[0]
+            yield np.concatenate([color, mesh_frames(uncolored, place)["normal"][0]], axis=1)
+
+    film = video_bytes(frames())
+    report(len(places), len(places))
+    return film
 
 
-def video_bytes(color: Sequence[Any], beside: Sequence[Any] | None = None) -> bytes:
-    """An MP4 of frames [H, W, 3] uint8, and of others beside them."""
+def video_bytes(frames: Iterable[np.ndarray]) -> bytes:
+    """An MP4 of frames [H, W, 3] uint8 of even height and width."""
     with tempfile.TemporaryDirectory(prefix="reconstudio-video-") as folder:
         file = Path(folder) / "video.mp4"
-        write_video(file, color, beside)
+        encode_video(file, frames)
         return file.read_bytes()
 
 

@@ -26,6 +26,7 @@ from studio.events import (
     VIEWS,
 )
 from studio.job import Job
+from studio.recipe import Recipe
 from studio.report import run_record, sha256, write_json
 from trellis.export.bundle import export_files
 from trellis.export.health import mesh_health
@@ -36,14 +37,14 @@ if TYPE_CHECKING:
     from studio.runner import Run
 
 
-def write_files(run: Run, outputs: dict[str, Any], job: Job, engine: Engine, folder: Path) -> dict[str, int]:
+def write_files(run: Run, recipe: Recipe, job: Job, engine: Engine, folder: Path) -> dict[str, int]:
     """Run the stages "report" and "write" of a job; returns how large things came out."""
     settings, pipeline = run.plan.settings, engine.pipeline
-    prepared = outputs["prepare"].value()
-    cameras: Cameras = outputs["cameras"].value().cameras
-    coords = outputs["structure"].value()
-    gaussian, decoded = outputs["decode"].value()
-    asset, film = outputs["bake"].value(), outputs["video"].value()
+    prepared = recipe["prepare"].value()
+    cameras: Cameras = recipe["cameras"].value().cameras
+    coords = recipe["structure"].value()
+    gaussian, decoded = recipe["decode"].value()
+    asset, film = recipe["bake"].value(), recipe["video"].value()
     registered = pipeline.camera_frame == "object"
     quality = run.timed("report", partial(_check, asset, gaussian, cameras if registered else None, prepared, settings,
                                           folder))  # fmt: skip
@@ -83,7 +84,7 @@ def write_files(run: Run, outputs: dict[str, Any], job: Job, engine: Engine, fol
         settings=settings,
         asked=job.settings,
         views=prepared,
-        photographs=run.photographs,
+        photographs=recipe.photographs,
         files=files,
         seconds=run.seconds,
         cached=run.cached,

@@ -180,24 +180,6 @@ def test_too_little_memory_is_refused_before_anything_runs(engine, quick, tmp_pa
     assert events == [] and not (tmp_path / "out").exists()
 
 
-def test_the_ladder_lowers_the_turntable_before_the_texture(engine):
-    pipeline = engine.pipeline
-    settings = make_settings({"texture_size": 2048, "video_frames": 240, "video_size": 1024})
-    wanted = memory.predict(pipeline, settings, 2)
-    free = memory.Free(int(wanted["video"] / 0.9) - 2**20)
-    plan = memory.fit(pipeline, settings, 2, free)
-    assert plan.settings.video_size == 256 and plan.settings.texture_size == 2048 and len(plan.notes) == 1
-    tight = memory.Free(int(memory.predict(pipeline, settings, 2)["prepare"] / 0.9) + 2**20)
-    assert memory.fit(pipeline, settings, 2, tight).notes
-    assert memory.fit(pipeline, settings, 2, memory.Free(2**40)).notes == ()
-
-
-def test_more_views_and_larger_textures_need_more(engine, quick):
-    pipeline = engine.pipeline
-    few, many = (memory.predict(pipeline, quick, views) for views in (1, 32))
-    assert many["cameras"] > few["cameras"] and many["latent"] > few["latent"]
-    large = memory.predict(pipeline, make_settings({"texture_size": 2048}), 1)
-    assert large["bake"] > few["bake"]
 
 
 TORCH_SAYS = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes."

@@ -35,13 +35,18 @@ def read_views(
     structure_cond: nn.Module,
     latent_cond: nn.Module,
     report: Callable[[int], None] = lambda step: None,
+    at_once: int | None = None,
 ) -> Conditions:
-    """Conditions of views [n, 3, H, W] in [0, 1]; VGGT runs once for all of them. `report` counts three steps."""
+    """Conditions of views [n, 3, H, W] in [0, 1]; VGGT runs once for all of them. `report` counts three steps.
+
+    at_once: how many views the image encoder reads together; None for all.
+    """
     tokens = aggregate(views, vggt, {*structure_cond.levels, *latent_cond.levels})
     report(1)
     cameras = read_cameras(tokens, vggt, views.shape[-2:])
     report(2)
-    image_tokens = encode_image(views, image_encoder)[None]  # [1, n, T, C]
+    parts = [encode_image(part, image_encoder) for part in views.split(at_once or len(views))]
+    image_tokens = torch.cat(parts)[None]  # [1, n, T, C]
     special = 1 + image_encoder.num_register_tokens
     structure = structure_cond(tokens, image_tokens[:, :, special:])
     latent = latent_cond(tokens, image_tokens)

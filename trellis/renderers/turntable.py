@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from os import PathLike
 from typing import Any
 
@@ -92,12 +93,21 @@ def write_video(
     Raises:
         InputError: no frames, frames that do not fit together, or another file ending.
     """
+    encode_video(path, _side_by_side(color, normal), fps, quality)
+
+
+def encode_video(path: str | PathLike[str], frames: Iterable[np.ndarray], fps: float = FPS, quality: int = 20) -> None:
+    """Write frames [H, W, 3] uint8 of one even height and width as they come, so that none need be kept.
+
+    An exception of `frames` ends the encoder, leaves no file, and reaches the caller. The rest is as in `write_video`.
+    """
     import imageio_ffmpeg
 
     if not str(path).lower().endswith(".mp4"):
         raise InputError(f"The video is written as MP4, so the file name must end in .mp4, not {str(path)!r}.")
-    frames = _side_by_side(color, normal)
-    height, width = frames[0].shape[:2]
+    frames = iter(frames)
+    first = next(frames)
+    height, width = first.shape[:2]
     with replacing(path) as temporary:
         writer = imageio_ffmpeg.write_frames(
             str(temporary),
@@ -113,7 +123,7 @@ def write_video(
         )
         writer.send(None)
         try:
-            for frame in frames:
+            for frame in chain([first], frames):
                 writer.send(np.ascontiguousarray(frame))
         finally:
             writer.close()

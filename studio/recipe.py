@@ -1,0 +1,143 @@
+"""How a reconstruction is put together: every stage with its key, its inputs and its function."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from studio import stages
+from studio.cache import StageCache
+from studio.engine import Engine
+from studio.fingerprint import images_key, stage_key, view_key
+from studio.inputs import View
+from studio.memory import Plan
+from studio.stages import PreparedView
+
+
+class Maker(Protocol):
+    """What outputs are made by: it runs functions, and keeps what they return."""
+
+    cache: StageCache
+
+    def make(self, output: Output) -> Any: ...
+    def found(self, output: Output) -> None: ...
+
+
+class Output:
+    """What a stage makes: loaded or computed when it is first needed."""
+
+    def __init__(
+        self, maker: Maker, name: str, key: str, inputs: tuple[Output, ...], function: Callable[..., Any]
+    ) -> None:
+        self._maker, self.name, self.key, self.inputs, self.function = maker, name, key, inputs, function
+        self._made: list[Any] = []
+
+    def ensure(self) -> None:
+        """See to it that the output exists, in memory or in the cache."""
+        if not self._made and self.key in self._maker.cache:
+            self._maker.found(self)
+        else:
+            self.value()
+
+    def value(self) -> Any:
+        if not self._made:
+            self._made.append(self._maker.make(self))
+        return self._made[0]
+
+
+class Recipe:
+    """The outputs of one reconstruction by the names of their stages.
+
+    The stages up to the shape come first; the others follow once its voxels are known, for what they may cost decides
+    how they are run.
+
+    Attributes:
+        photographs: a hash of each view as the person handed it in.
+    """
+
+    def __init__(self, maker: Maker, engine: Engine, views: Sequence[View]) -> None:
+        self._maker, self._engine, self._views = maker, engine, views
+        self._keys = [_photograph_key(view) for view in views]
+        self._outputs: dict[str, Output] = {}
+        self.photographs = [view.earlier.photograph if view.earlier else key
+                            for view, key in zip(views, self._keys, strict=True)]  # fmt: skip
+
+    def __getitem__(self, name: str) -> Output:
+        return self._outputs[name]
+
+    def add_shape(self, plan: Plan) -> None:
+        """The stages up to "structure". Prepares the views, for their pixels are part of all further keys."""
+        pipeline, s = self._engine.pipeline, plan.settings
+        self._add("prepare", (), self._removal, self._prepare, self._keys)
+        pixels = [images_key(view.image for view in self["prepare"].value())]
+        how = {"chunked": plan.chunked}
+        self._add(
+            "cameras", ("prepare",), how,
+            lambda prepared, report: stages.cameras(prepared, pipeline, report, plan.chunked), pixels,
+        )  # fmt: skip
+        self._add(
+            "structure", ("cameras",),
+            {**how, "sampler": s.structure.model_dump(mode="json"), "seed": s.seed_of_structure},
+            lambda conditions, report: stages.structure(conditions, s, pipeline, report, plan.chunked),
+        )  # fmt: skip
+
+    def add_surface(self, plan: Plan) -> None:
+        """The stages from "latent" to "video"."""
+        pipeline, s = self._engine.pipeline, plan.settings
+        self._add(
+            "latent", ("cameras", "structure"),
+            {"chunked": plan.chunked, "sampler": s.latent.model_dump(mode="json"), "seed": s.seed_of_latent,
+             "mode": s.mode},
+            lambda conditions, coords, report: stages.latent(conditions, coords, s, pipeline, report, plan.chunked),
+        )  # fmt: skip
+        self._add("decode", ("latent",), {}, lambda slat, report: stages.decode(slat, pipeline, report))
+        self._add(
+            "mesh", ("decode",), {"simplify": s.simplify}, lambda decoded, report: stages.mesh(decoded[1], s, report)
+        )
+        self._add(
+            "bake", ("mesh", "decode"), {"texture_size": s.texture_size},
+            lambda surfaces, decoded, report: stages.bake(*surfaces, decoded[0], s, report),
+        )  # fmt: skip
+        self._add(
+            "video", ("decode",), {"frames": s.video_frames, "size": s.video_size},
+            lambda decoded, report: stages.video(*decoded, s, report),
+        )  # fmt: skip
+
+    def _add(
+        self,
+        name: str,
+        inputs: tuple[str, ...],
+        reads: dict[str, Any],
+        function: Callable[..., Any],
+        depends_on: list[str] | None = None,
+    ) -> None:
+        """reads: the settings that the stage reads. depends_on: keys, if not those of the inputs."""
+        keys = [self[needed].key for needed in inputs] if depends_on is None else depends_on
+        key = stage_key(name, keys, reads, self._engine.environment)
+        self._outputs[name] = Output(self._maker, name, key, tuple(self[needed] for needed in inputs), function)
+
+    @property
+    def _removal(self) -> dict[str, Any]:
+        return {"removal": "rembg" if stages.rembg_available() else "grabcut"}
+
+    def _prepare(self, report: stages.Report) -> list[PreparedView]:
+        """Each view is kept by itself too, for jobs with some of these views."""
+
+        def recall(view: View, make: Callable[[], PreparedView]) -> PreparedView:
+            photograph = self._keys[self._views.index(view)]
+            key = stage_key("view", [photograph], self._removal, self._engine.environment)
+            value = self._maker.cache.get(key)
+            if value is None:
+                value = make()
+                self._maker.cache.put(key, value)
+            return value
+
+        return stages.prepare(self._views, self._engine.pipeline, report, recall)
+
+
+def _photograph_key(view: View) -> str:
+    try:
+        return view_key(view)
+    except OSError:  # `prepare` will say that it cannot be read
+        return uuid.uuid4().hex
