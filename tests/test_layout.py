@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 # Modules of no room, which import nothing of this repository and may be imported anywhere.
-LEAVES = {"trellis.errors", "trellis.files"}
+LEAVES = {"trellis.backends", "trellis.errors", "trellis.files"}
 # Room -> the rooms and modules of this repository that its files may import, beside their own and LEAVES.
 MAY_IMPORT = {
     "trellis.modules": set(),

@@ -8,7 +8,16 @@ import torch.nn.functional as F
 from golden_io import assert_close, load_golden
 from torch import Tensor
 
-from trellis.modules.sparse import SparseConv3d, SparseGroupNorm32, SparseTensor, conv, downsample, subdivide, upsample
+from trellis.modules.sparse import (
+    SparseConv3d,
+    SparseGroupNorm32,
+    SparseTensor,
+    conv_torch,
+    downsample,
+    neighbours,
+    subdivide,
+    upsample,
+)
 from trellis.modules.sparse.attention import (
     SparseCrossAttention,
     sample_segments,
@@ -62,13 +71,13 @@ def test_convolution(golden, x):
 
 
 def test_neighbour_search_equals_lookup(x, monkeypatch):
-    table = conv.neighbour_table(x.sites)
-    monkeypatch.setattr(conv, "_MAX_LOOKUP_CELLS", 0)
-    assert torch.equal(conv.neighbour_table(SparseTensor(x.feats, x.coords).sites), table)
+    table = neighbours.neighbour_table(x.sites)
+    monkeypatch.setattr(neighbours, "_MAX_LOOKUP_CELLS", 0)
+    assert torch.equal(neighbours.neighbour_table(SparseTensor(x.feats, x.coords).sites), table)
 
 
 def test_convolution_gradients_equal_dense(monkeypatch):
-    monkeypatch.setitem(conv._GATHER_BYTES, "cpu", 27 * 4 * 8 * 10)  # several chunks
+    monkeypatch.setitem(conv_torch._GATHER_BYTES, "cpu", 27 * 4 * 8 * 10)  # several chunks
     x = random_tensor([40, 25], 4)
     x.feats = x.feats.double().requires_grad_()
     layer = SparseConv3d(4, 6).double()

@@ -10,7 +10,7 @@ from gaussian_reference import splat
 from golden_io import load_golden
 
 from trellis.errors import InputError
-from trellis.renderers import gaussian_raster
+from trellis.renderers import gaussian_numba
 from trellis.renderers.cameras import Cameras, orbit
 from trellis.renderers.gaussian_raster import GaussianImage, render, render_gaussians, warm_up
 from trellis.renderers.gaussian_raster_kernels import depth_order, fast_exp_negative
@@ -233,7 +233,7 @@ def test_unusable_sizes_are_refused(size):
 
 
 def test_a_scene_that_would_exhaust_memory_is_refused(monkeypatch):
-    monkeypatch.setattr(gaussian_raster, "MAX_PAIRS", 100)
+    monkeypatch.setattr(gaussian_numba, "MAX_PAIRS", 100)
     with pytest.raises(InputError, match="check their scales"):
         draw(frontal(50, scales=torch.full((50, 3), 10.0)))
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..modules.attention import CondCache, Condition, condition_elements
 from ..modules.embedding import AbsolutePositionEmbedder, TimestepEmbedder
-from ..modules.sparse import SparseTensor
+from ..modules.sparse import Sites, SparseTensor
 from ..modules.sparse.transformer import ModulatedSparseTransformerCrossBlock, SparseResBlock3d
 from ..modules.transformer import make_modulation
 from .flow_base import FlowTransformer
@@ -116,6 +116,10 @@ class SLatFlowModel(FlowTransformer):
         """Everything between the input and the output layer, without the time embedding."""
         return [self.input_blocks, self.blocks, self.out_blocks]
 
+    def _positions(self, sites: Sites) -> Tensor:
+        """Embedded positions of the coarse voxels, kept with them over all steps of a generation."""
+        return sites.cached(("positions", self.model_channels), lambda: self.pos_embedder(sites.coords[:, 1:]))
+
     def _contexts(self, cond: Condition) -> Sequence[Sequence]:
         """Contexts as [block][view]."""
         if isinstance(cond, CondCache):
@@ -147,7 +151,7 @@ class SLatFlowModel(FlowTransformer):
             h = block(h, emb)
             skips.append(h.feats)
         h = h.type(self.dtype)  # autocast leaves a convolution's bfloat16 here; the residual stream keeps its precision
-        h = h.replace(h.feats + self.pos_embedder(h.coords[:, 1:]).to(h.dtype))
+        h = h.replace(h.feats + self._positions(h.sites).to(h.dtype))
         for block, contexts in zip(self.blocks, self._contexts(cond), strict=True):
             h = block(h, mod, contexts)
         for block in self.out_blocks:

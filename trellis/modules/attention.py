@@ -19,8 +19,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from trellis import backends
 
 from .norm import MultiHeadRMSNorm
 
@@ -70,6 +71,11 @@ class CondCache:
 
 
 Condition = Tensor | ZeroCondition | Sequence[Tensor | ZeroCondition] | CondCache
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention of ``q [B, H, L, D]`` to ``k, v [B, H, M, D]`` by the chosen backend."""
+    return backends.of("attention", q.device).attend(q, k, v)
 
 
 class MultiHeadAttention(nn.Module):
@@ -141,7 +147,7 @@ class MultiHeadAttention(nn.Module):
         if not self.is_cross:
             q, k, v = self._split(self.to_qkv(x))
             q, k, v = (y.transpose(1, 2) for y in (self.q_rms_norm(q), self.k_rms_norm(k), v))
-            return self.merge(F.scaled_dot_product_attention(q, k, v))
+            return self.merge(attend(q, k, v))
         if isinstance(context, Tensor | ZeroCondition):
             context = self.precompute(context)
         if isinstance(context, BatchedContext):
@@ -151,7 +157,7 @@ class MultiHeadAttention(nn.Module):
             return context.output.expand(x.shape)
         if not isinstance(context, ProjectedContext):
             raise TypeError(f"Cross-attention needs a context, got {type(context).__name__}.")
-        return self.merge(F.scaled_dot_product_attention(self.project_query(x), context.key, context.value))
+        return self.merge(attend(self.project_query(x), context.key, context.value))
 
 
 def precompute_condition(

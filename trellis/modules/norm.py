@@ -6,11 +6,11 @@ half-precision activations do not lose the picture.
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from trellis import backends
 
 
 def _float_or_none(parameter: Tensor | None) -> Tensor | None:
@@ -22,6 +22,8 @@ class LayerNorm32(nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., C] -> [..., C]`, dtype kept."""
+        if self.weight is None:  # torch's own kernel keeps float32 statistics of half-precision input
+            return F.layer_norm(x, self.normalized_shape, None, None, self.eps).to(x.dtype)
         weight, bias = _float_or_none(self.weight), _float_or_none(self.bias)
         return F.layer_norm(x.float(), self.normalized_shape, weight, bias, self.eps).to(x.dtype)
 
@@ -53,9 +55,8 @@ class MultiHeadRMSNorm(nn.Module):
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
-        self.scale = math.sqrt(dim)
         self.gamma = nn.Parameter(torch.ones(heads, dim))
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., heads, dim] -> [..., heads, dim]`, dtype kept."""
-        return (F.normalize(x.float(), dim=-1) * self.gamma * self.scale).to(x.dtype)
+        return backends.of("norms", x.device).rms_norm_heads(x, self.gamma)

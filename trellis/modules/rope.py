@@ -10,6 +10,9 @@ import torch
 
 from trellis.modules.tables import cached_table
 
+# Cosines and signed sines, each [P, head_dim].
+RotaryTable = tuple[torch.Tensor, torch.Tensor]
+
 
 def grid_positions(height: int, width: int, num_special: int = 0, device: torch.device | None = None) -> torch.Tensor:
     """Integer (row, column) of every token: `num_special` rows of (0, 0), then a row-major grid that starts at (1, 1).
@@ -23,7 +26,7 @@ def grid_positions(height: int, width: int, num_special: int = 0, device: torch.
     return torch.cat([grid.new_zeros(num_special, 2), grid])
 
 
-def rotary_table(positions: torch.Tensor, head_dim: int, base: float = 100.0) -> tuple[torch.Tensor, torch.Tensor]:
+def rotary_table(positions: torch.Tensor, head_dim: int, base: float = 100.0) -> RotaryTable:
     """Cosines and signed sines for `apply_rotary`.
 
     Args:
@@ -43,7 +46,7 @@ def rotary_table(positions: torch.Tensor, head_dim: int, base: float = 100.0) ->
     return cosines.reshape(len(positions), head_dim), torch.stack([-sines, sines], dim=2).flatten(1)
 
 
-def apply_rotary(x: torch.Tensor, table: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+def apply_rotary(x: torch.Tensor, table: RotaryTable) -> torch.Tensor:
     """Rotate queries or keys [..., P, head_dim] by a `rotary_table` of the same P and head_dim."""
     cosines, sines = table
     partner = x.unflatten(-1, (2, 2, -1)).flip(-2).flatten(-3)
@@ -53,6 +56,6 @@ def apply_rotary(x: torch.Tensor, table: tuple[torch.Tensor, torch.Tensor]) -> t
 @cached_table
 def grid_rotary_table(
     height: int, width: int, num_special: int, head_dim: int, base: float, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> RotaryTable:
     """The cached `rotary_table` of a token grid."""
     return rotary_table(grid_positions(height, width, num_special, device), head_dim, base)

@@ -109,9 +109,9 @@ class ModulatedTransformerCrossBlock(TransformerCrossBlock):
         if not self.share_mod:
             mod = self.adaLN_modulation(mod)
         shift1, scale1, gate1, shift2, scale2, gate2 = mod.unsqueeze(1).chunk(6, dim=-1)  # [B, 1, channels] each
-        x = x + gate1 * self.self_attn(self.norm1(x) * (1 + scale1) + shift1)
+        x = torch.addcmul(x, gate1, self.self_attn(modulate(self.norm1(x), scale1, shift1)))
         x = x + self.cross_attn(self.norm2(x), context)
-        return x + gate2 * self.mlp(self.norm3(x) * (1 + scale2) + shift2)
+        return torch.addcmul(x, gate2, self.mlp(modulate(self.norm3(x), scale2, shift2)))
 
     def forward(self, x: Tensor, mod: Tensor, context: Tensor | LayerContext) -> Tensor:
         """`x [B, L, channels]`, `mod [B, channels or 6 * channels]`, context `-> [B, L, channels]`."""
@@ -123,6 +123,11 @@ class ModulatedTransformerCrossBlock(TransformerCrossBlock):
 def make_modulation(channels: int) -> nn.Sequential:
     """Time embedding `[B, channels]` -> `[B, 6 * channels]`: shift, scale, gate of attention, then of feed-forward."""
     return nn.Sequential(nn.SiLU(), nn.Linear(channels, 6 * channels))
+
+
+def modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """``x * (1 + scale) + shift`` in one pass over `x`."""
+    return torch.addcmul(shift, x, 1 + scale)
 
 
 def init_linear_layers(module: nn.Module) -> None:

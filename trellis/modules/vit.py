@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from trellis.modules.rope import apply_rotary
-
-RotaryTable = tuple[torch.Tensor, torch.Tensor]
+from trellis import backends
+from trellis.modules.attention import attend
+from trellis.modules.rope import RotaryTable, apply_rotary
 
 
 class Mlp(nn.Module):
@@ -53,15 +52,22 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: torch.Tensor, rotary: RotaryTable | None = None) -> torch.Tensor:
-        """x [B, N, C]; `rotary` a table over N tokens. Returns [B, N, C]."""
+        """x [B, N, C]; `rotary` a table of P positions, which hold for each run of P tokens. Returns [B, N, C]."""
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # [B, heads, N, head_dim] each
-        q, k = self.q_norm(q), self.k_norm(k)
+        q, k = self._prepared(q, self.q_norm, rotary), self._prepared(k, self.k_norm, rotary)
+        return self.proj(attend(q, k, v).transpose(1, 2).flatten(2))
+
+    @staticmethod
+    def _prepared(x: torch.Tensor, norm: nn.Module, rotary: RotaryTable | None) -> torch.Tensor:
+        """Normalised and rotated queries or keys [B, heads, N, head_dim], in their own dtype also under autocast."""
+        if isinstance(norm, nn.LayerNorm) and rotary is not None:
+            norms = backends.of("norms", x.device)
+            return norms.norm_and_rotate(x, norm.weight, norm.bias, norm.eps, rotary)
+        y = norm(x)
         if rotary is not None:
-            q, k = apply_rotary(q, rotary), apply_rotary(k, rotary)
-        # Norms and rotation run in float32 under autocast; attention takes the three in one type.
-        out = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v)
-        return self.proj(out.transpose(1, 2).flatten(2))
+            y = apply_rotary(y.unflatten(2, (-1, len(rotary[0]))), rotary).flatten(2, 3)
+        return y.to(x.dtype)
 
 
 class Block(nn.Module):

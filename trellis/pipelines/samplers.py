@@ -247,8 +247,5 @@ def _spread(x: Sample, data: torch.Tensor) -> torch.Tensor:
     """
     if not _is_sparse(x):
         return data.std(dim=tuple(range(1, data.ndim)), keepdim=True)
-    batch = x.coords[:, 0].long()
-    spread = data.new_ones(int(x.shape[0]))
-    for index in batch.unique().tolist():
-        spread[index] = data[batch == index].std(correction=0)
-    return spread[batch, None]
+    spread = x.replace(data).std()  # [B, 1]
+    return spread if len(spread) == 1 else spread[x.sites.batch_index]

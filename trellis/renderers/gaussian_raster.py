@@ -1,12 +1,12 @@
-"""Differentiable splatting of 3D Gaussians on the CPU.
+"""Differentiable splatting of 3D Gaussians.
 
 The image model is that of the published renderer (Kerbl et al. 2023 with the Mip-Splatting low-pass of Yu et al.
 2024): EWA projection, `kernel_size` pixels^2 added to the screen covariance with the opacity lowered in proportion,
 alpha capped at 0.99 and dropped below 1/255, front-to-back blending in order of the centres' depth until less than
 1e-4 of the light would pass, centres at depth 0.2 or nearer not drawn.
 
-Gradients are exact for that model with the discrete decisions (order, caps, cut-offs) held fixed, and bit-identical
-from run to run.
+Gradients are exact for that model with the discrete decisions (order, caps, cut-offs) held fixed; those of the numba
+backend are bit-identical from run to run.
 """
 
 from __future__ import annotations
@@ -17,18 +17,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from trellis import backends
 from trellis.errors import InputError
-from trellis.renderers import gaussian_projection_kernels as projection
-from trellis.renderers import gaussian_raster_kernels as raster
 from trellis.renderers.cameras import Cameras
-from trellis.renderers.numba_runtime import exclusive
 from trellis.representations.gaussian import Gaussian
 
 KERNEL_SIZE = 0.1  # pixels^2
 MAX_IMAGE_SIDE = 16_384
-MAX_PAIRS = 100_000_000  # (Gaussian, tile) pairs; about 4 GB of gradients
-_SHARES = 64  # the tiles are dealt into this many hands, which the threads divide among themselves
-_GRADIENT_BLOCKS = 64  # partial sums of the camera's gradient
 
 
 class GaussianImage(NamedTuple):
@@ -73,7 +68,8 @@ def render_gaussians(
         kernel_size: variance of the screen-space low-pass, pixels^2.
 
     Returns:
-        float32 images on the device of `means` (the work is done on the CPU wherever the tensors live).
+        float32 images on the device of `means`. The backend (`trellis.backends`) of a GPU may differ from the model
+        above in the last digits, and in the cap of alpha.
 
     Raises:
         InputError: a shape or value that cannot be drawn, or a scene that needs more memory than is sensible.
@@ -93,13 +89,10 @@ def render_gaussians(
         "intrinsics": intrinsics,
         "background": background,
     }
-    inputs = {name: tensor.to("cpu", torch.float32).contiguous() for name, tensor in inputs.items()}
+    inputs = {name: tensor.to(means.device, torch.float32) for name, tensor in inputs.items()}
     _check_values(inputs)
-    intrinsics = inputs.pop("intrinsics")
-    lens = torch.stack([intrinsics[0, 0], intrinsics[1, 1], intrinsics[0, 2], intrinsics[1, 2]])
-    background = inputs.pop("background")
-    color, alpha, depth = _Splat.apply(*inputs.values(), lens, background, height, width, float(kernel_size))
-    return GaussianImage(*(image.to(means.device) for image in (color, alpha, depth)))
+    splat = backends.of("gaussian_splatting", means.device).splat
+    return GaussianImage(*splat(**inputs, height=height, width=width, kernel_size=float(kernel_size)))
 
 
 def render(
@@ -163,90 +156,6 @@ def warm_up() -> None:
     image.color.sum().backward()
 
 
-class _Splat(torch.autograd.Function):
-    """The kernels as one differentiable operation on contiguous float32 CPU tensors."""
-
-    @staticmethod
-    def forward(ctx, means, quats, scales, opacities, colors, pose, lens, background, height, width, kernel_size):
-        gaussians = [tensor.detach().numpy() for tensor in (means, quats, scales, opacities, colors)]
-        count = len(means)
-        splats = np.zeros((count, projection.SPLAT_COLUMNS), dtype=np.float32)
-        bounds = np.empty((count, 4), dtype=np.int32)
-        color = torch.empty(3, height, width)
-        alpha = torch.empty(1, height, width)
-        depth = torch.empty(1, height, width)
-        with exclusive():
-            view = (pose.detach().numpy(), lens.detach().numpy(), height, width, kernel_size)
-            projection.project_forward(*gaussians, *view, splats, bounds)
-            offsets = raster.row_offsets(bounds)
-            pairs = int(offsets[-1])
-            if pairs > MAX_PAIRS:
-                raise InputError(
-                    f"The Gaussians cover {pairs} image tiles in total, more than the {MAX_PAIRS} that are drawn at "
-                    "once; check their scales, or render a smaller image."
-                )
-            order = raster.depth_order(splats[:, projection.DEPTH], bounds)
-            members, starts = raster.tile_lists(order, bounds, height, width, pairs)
-            raster.composite_forward(
-                splats,
-                bounds,
-                members,
-                starts,
-                background.detach().numpy(),
-                color.numpy(),
-                alpha[0].numpy(),
-                depth[0].numpy(),
-                _SHARES,
-            )
-        ctx.save_for_backward(means, quats, scales, opacities, colors, pose, lens, background, color, alpha, depth)
-        ctx.lists = (splats, bounds, members, starts, offsets)
-        ctx.kernel_size = kernel_size
-        return color, alpha, depth
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_color, grad_alpha, grad_depth):
-        means, quats, scales, opacities, colors, pose, lens, background, *images = ctx.saved_tensors
-        color, alpha, depth = images
-        splats, bounds, members, starts, offsets = ctx.lists
-        height, width = alpha.shape[1:]
-        grad_color, grad_alpha, grad_depth = (grad.contiguous() for grad in (grad_color, grad_alpha, grad_depth))
-        pair_gradients = np.zeros((int(offsets[-1]), raster.GRADIENT_COLUMNS), dtype=np.float32)
-        grad_splats = np.empty((len(means), raster.GRADIENT_COLUMNS), dtype=np.float32)
-        grads = [torch.zeros_like(tensor) for tensor in (means, quats, scales, opacities, colors)]
-        grad_camera = np.zeros((_GRADIENT_BLOCKS, 16))
-        with exclusive():
-            raster.composite_backward(
-                splats,
-                bounds,
-                members,
-                starts,
-                offsets,
-                color.numpy(),
-                alpha[0].numpy(),
-                depth[0].numpy(),
-                grad_color.numpy(),
-                grad_alpha[0].numpy(),
-                grad_depth[0].numpy(),
-                pair_gradients,
-                _SHARES,
-            )
-            raster.sum_pairs(pair_gradients, offsets, grad_splats)
-            projection.project_backward(
-                *(tensor.detach().numpy() for tensor in (means, quats, scales, opacities, pose, lens)),
-                height,
-                width,
-                ctx.kernel_size,
-                bounds,
-                grad_splats,
-                *(grad.numpy() for grad in grads),
-                grad_camera,
-            )
-        camera = torch.from_numpy(grad_camera.sum(axis=0)).float()
-        grad_background = (grad_color * (1 - alpha)).sum(dim=(1, 2)) if ctx.needs_input_grad[7] else None
-        return *grads, camera[:12].reshape(3, 4), camera[12:], grad_background, None, None, None
-
-
 def _checked_size(height: int, width: int) -> tuple[int, int]:
     if not (1 <= height <= MAX_IMAGE_SIDE and 1 <= width <= MAX_IMAGE_SIDE):
         raise InputError(f"An image of {height} x {width} cannot be drawn; sides range from 1 to {MAX_IMAGE_SIDE}.")
@@ -272,7 +181,7 @@ def _check_shapes(means, quats, scales, opacities, colors, extrinsics, intrinsic
 
 
 def _check_values(inputs: dict[str, torch.Tensor]) -> None:
-    """Refuse what the kernels cannot draw, naming the first bad entry. `inputs` are float32 CPU tensors."""
+    """Refuse what the kernels cannot draw, naming the first bad entry. `inputs` are float32 tensors."""
     inputs = {name: tensor.detach() for name, tensor in inputs.items()}
     for name, tensor in inputs.items():
         if not bool(torch.isfinite(tensor).all()):

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from trellis import backends
 from trellis.errors import InputError
 from trellis.renderers.mesh_topology import FaceTable, face_table
 from trellis.renderers.mesh_visibility import Raster, screen_array
@@ -32,9 +33,9 @@ def antialias(
 ) -> torch.Tensor:
     """Blend the two sides of every visible silhouette by coverage.
 
-    Differentiable in `image` and in the x and y of `screen`; deterministic. The sum of an antialiased mask along a
-    row changes with a silhouette's position exactly as the covered length does. Faces must share their vertices: a
-    seam of duplicated vertices counts as a boundary, and is blended like one.
+    Differentiable in `image` and in the x and y of `screen`; deterministic on the CPU. The sum of an antialiased mask
+    along a row changes with a silhouette's position exactly as the covered length does. Faces must share their
+    vertices: a seam of duplicated vertices counts as a boundary, and is blended like one.
 
     Args:
         image: [H, W, C] float, rendered from `raster` (any channels: mask, colours, normals).
@@ -50,10 +51,21 @@ def antialias(
     if image.ndim != 3 or image.shape[:2] != raster.face_ids.shape:
         size = list(raster.face_ids.shape)
         raise InputError(f"The image must be [H, W, C] with (H, W) = {size} of its raster, not {list(image.shape)}.")
-    table = face_table(faces)
-    table.require_vertices(len(screen))
+    face_table(faces).require_vertices(len(screen))
+    if depth_tolerance is None:
+        depths = screen.detach()[screen.detach()[:, 2] >= raster.near, 2].double()
+        spread = float(depths.max() - depths.min()) if len(depths) else 0.0
+        depth_tolerance = _RELATIVE_DEPTH_TOLERANCE * spread
+    backend = backends.of("mesh_rasterisation", raster.face_ids.device)
+    return backend.antialias(image, screen, faces, raster, depth_tolerance)
+
+
+def antialias_numba(
+    image: torch.Tensor, screen: torch.Tensor, faces: torch.Tensor, raster: Raster, depth_tolerance: float
+) -> torch.Tensor:
+    """`antialias` on the CPU; arguments are checked."""
     local = image.to("cpu", torch.float32), screen.to("cpu", torch.float32)
-    return _Antialias.apply(*local, table, raster, depth_tolerance).to(image.device)
+    return _Antialias.apply(*local, face_table(faces), raster, depth_tolerance).to(image.device)
 
 
 class _Crossings(NamedTuple):
@@ -85,7 +97,7 @@ class _Antialias(torch.autograd.Function):
         screen: torch.Tensor,
         table: FaceTable,
         raster: Raster,
-        depth_tolerance: float | None,
+        depth_tolerance: float,
     ) -> torch.Tensor:
         image = image.detach().contiguous()
         result = image.clone()
@@ -124,11 +136,8 @@ class _Antialias(torch.autograd.Function):
         return grad_image if need_image else None, grad_screen if need_screen else None, None, None, None
 
 
-def _find_crossings(screen: np.ndarray, table: FaceTable, raster: Raster, depth_tolerance: float | None) -> _Crossings:
+def _find_crossings(screen: np.ndarray, table: FaceTable, raster: Raster, depth_tolerance: float) -> _Crossings:
     """All visible crossings; where several silhouettes pass between the same two pixels, only the outermost."""
-    if depth_tolerance is None:
-        depths = screen[:, 2][screen[:, 2] >= raster.near]
-        depth_tolerance = _RELATIVE_DEPTH_TOLERANCE * float(np.ptp(depths)) if depths.size else 0.0
     edges = table.edges
     with exclusive():
         sides = _silhouette_sides(screen, edges.vertices, edges.starts, edges.opposites, raster.near)

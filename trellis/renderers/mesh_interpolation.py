@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from trellis import backends
 from trellis.errors import InputError
 from trellis.renderers.mesh_topology import FaceTable, face_table
 from trellis.renderers.mesh_visibility import Raster, screen_array
@@ -23,7 +24,7 @@ def interpolate(
     """Perspective-correct attributes at every pixel centre.
 
     Differentiable in `attributes` and in `screen` (position and depth), by closed-form expressions; the visible face
-    of a pixel is taken as fixed, so silhouettes get their gradient from `antialias`. Deterministic.
+    of a pixel is taken as fixed, so silhouettes get their gradient from `antialias`. Deterministic on the CPU.
 
     Args:
         attributes: [A, C] float.
@@ -45,8 +46,21 @@ def interpolate(
         raise InputError(
             f"Every face needs attribute indices: {len(table.triangles)} faces came with {len(corners.triangles)}."
         )
+    backend = backends.of("mesh_rasterisation", raster.face_ids.device)
+    return backend.interpolate(attributes, screen, faces, raster, faces if attribute_faces is None else attribute_faces)
+
+
+def interpolate_numba(
+    attributes: torch.Tensor,
+    screen: torch.Tensor,
+    faces: torch.Tensor,
+    raster: Raster,
+    attribute_faces: torch.Tensor,
+) -> torch.Tensor:
+    """`interpolate` on the CPU; arguments are checked."""
     local = attributes.to("cpu", torch.float32), screen.to("cpu", torch.float32)
-    return _Interpolate.apply(*local, table, corners, raster).to(attributes.device)
+    image = _Interpolate.apply(*local, face_table(faces), face_table(attribute_faces), raster)
+    return image.to(attributes.device)
 
 
 class _Interpolate(torch.autograd.Function):

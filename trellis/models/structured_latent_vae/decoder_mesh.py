@@ -43,11 +43,9 @@ class SparseSubdivideBlock3d(nn.Module):
 
     def forward(self, x: SparseTensor) -> SparseTensor:
         """``[N, channels] -> [8 N, out_channels]`` at twice the resolution."""
-        first, *rest = self.out_layers
-        h = first.forward_copied(self.act_layers(x), *subdivided(x.sites))
-        for layer in rest:
-            h = layer(h)
-        return h + subdivide(self.skip_connection(x))
+        first, norm, _, last = self.out_layers  # the activations are done by the norms before them
+        h = first.forward_copied(self.act_layers[0](x, silu=True), *subdivided(x.sites))
+        return last(norm(h, silu=True)) + subdivide(self.skip_connection(x))
 
 
 class SLatMeshDecoder(SparseTransformerBase):

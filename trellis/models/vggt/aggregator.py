@@ -112,7 +112,7 @@ class Aggregator(nn.Module):
         special = special.expand(batch, -1, -1, -1).flatten(0, 1)
         x = torch.cat([special.to(patches.dtype), patches], dim=1)  # [B*S, P, C]
 
-        frame_rotary = grid_rotary_table(
+        rotary = grid_rotary_table(
             height // self.patch_size,
             width // self.patch_size,
             self.patch_start_idx,
@@ -120,12 +120,11 @@ class Aggregator(nn.Module):
             self.rope_freq,
             images.device,
         )
-        global_rotary = tuple(table.repeat(views, 1) for table in frame_rotary)
 
         outputs: list[torch.Tensor | None] = []
         for layer, (frame_block, global_block) in enumerate(zip(self.frame_blocks, self.global_blocks, strict=True)):
-            within = frame_block(x, frame_rotary)
-            across = global_block(within.unflatten(0, (batch, views)).flatten(1, 2), global_rotary)
+            within = frame_block(x, rotary)
+            across = global_block(within.unflatten(0, (batch, views)).flatten(1, 2), rotary)
             x = across.unflatten(1, (views, -1)).flatten(0, 1)
             outputs.append(torch.cat([within, x], dim=-1).unflatten(0, (batch, views)) if layer in kept else None)
         return outputs, self.patch_start_idx

@@ -6,12 +6,13 @@ so there is no loop over windows or samples; padding is masked and never reaches
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from trellis import backends
 
 from ..attention import (
     BatchedContext,
@@ -36,10 +37,28 @@ class Bucket:
 
 @dataclass(frozen=True)
 class Segments:
-    """A partition of the voxels into groups of mutual attention."""
+    """A partition of the voxels into groups of mutual attention, padded in buckets or packed one after another."""
 
     buckets: list[Bucket]
     position: Tensor | None  # [N] int64, place of each voxel in the concatenated buckets; None if there is one segment
+    lengths: list[int]  # voxels of each segment, none of them empty
+    offsets: Tensor  # [S + 1] int32, where each segment starts among the packed rows
+    order: Tensor | None  # [N] int64, the voxel of each packed row; None if that is the order of the voxels
+    inverse: Tensor | None  # [N] int64, the packed row of each voxel
+
+    def padded(self, feats: Tensor, bucket: Bucket) -> Tensor:
+        """Rows of a bucket: ``[N, ...] -> [W, L, ...]``."""
+        rows = feats if self.position is None else feats.index_select(0, bucket.rows)
+        return rows.unflatten(0, (-1, bucket.length))
+
+    def packed(self, qkv: Tensor, attention: Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]) -> Tensor:
+        """Attention over packed segments: ``qkv [N, 3, H, D] -> [N, H, D]``.
+
+        `attention` maps queries, keys and values ``[N, H, D]``, `offsets` and the longest length to ``[N, H, D]``.
+        """
+        rows = qkv if self.order is None else qkv.index_select(0, self.order)
+        out = attention(*rows.unbind(1), self.offsets, max(self.lengths))
+        return out if self.inverse is None else out.index_select(0, self.inverse)
 
     def collect(self, outputs: list[Tensor]) -> Tensor:
         """Bring bucket results ``[W, H, L, D]`` back to voxel order: ``[N, H, D]``."""
@@ -100,20 +119,16 @@ def _build_segments(lengths: Sequence[int], order: Tensor | None, device: torch.
         mask = None if equal else (slots < bucket_sizes.to(device)[:, None])[:, None, None]
         rows = rows if order is None else order[rows]
         buckets.append(Bucket(number[members].to(device), length, rows, mask))
+    packing = [length for length in lengths if length], torch.cat([starts, sizes.sum()[None]]).int().to(device), order
     if len(lengths) == 1 and order is None:
-        return Segments(buckets, None)
+        return Segments(buckets, None, *packing, None)
     slots = torch.arange(total, device=device) + (bases - starts).to(device).repeat_interleave(
         sizes.to(device), output_size=total
     )
     if order is None:
-        return Segments(buckets, slots)
-    return Segments(buckets, torch.empty_like(slots).index_copy_(0, order, slots))
-
-
-def _padded(feats: Tensor, segments: Segments, bucket: Bucket) -> Tensor:
-    """Rows of a bucket: ``[N, ...] -> [W, L, ...]``."""
-    rows = feats if segments.position is None else feats.index_select(0, bucket.rows)
-    return rows.unflatten(0, (-1, bucket.length))
+        return Segments(buckets, slots, *packing, None)
+    inverse = torch.empty_like(order).index_copy_(0, order, torch.arange(total, device=device))
+    return Segments(buckets, slots[inverse], *packing, inverse)
 
 
 def segment_attention(qkv: Tensor, segments: Segments) -> Tensor:
@@ -126,11 +141,7 @@ def segment_attention(qkv: Tensor, segments: Segments) -> Tensor:
     Returns:
         ``[N, H, D]``.
     """
-    outputs = []
-    for bucket in segments.buckets:
-        q, k, v = _padded(qkv, segments, bucket).permute(2, 0, 3, 1, 4)  # each [W, H, L, D]
-        outputs.append(F.scaled_dot_product_attention(q, k, v, attn_mask=bucket.mask))
-    return segments.collect(outputs)
+    return backends.of("attention", qkv.device).attend_segments(qkv, segments)
 
 
 def sample_cross_attention(q: Tensor, context: ProjectedContext, sites: Sites) -> Tensor:
@@ -146,14 +157,16 @@ def sample_cross_attention(q: Tensor, context: ProjectedContext, sites: Sites) -
     """
     if len(context.key) != sites.batch_size:
         raise ValueError(f"A context of {len(context.key)} samples does not fit a batch of {sites.batch_size}.")
+    attend_voxels = backends.of("attention", q.device).attend_voxels
+    if sites.is_even:
+        queries = q.unflatten(0, (sites.batch_size, -1)).transpose(1, 2)
+        return attend_voxels(queries, context.key, context.value).transpose(1, 2).flatten(0, 1)
     segments = sample_segments(sites)
     outputs = []
     for bucket in segments.buckets:
-        queries = _padded(q, segments, bucket).transpose(1, 2)
-        keys, values = context.key, context.value
-        if sites.batch_size > 1:
-            keys, values = (x.index_select(0, bucket.segments) for x in (keys, values))
-        outputs.append(F.scaled_dot_product_attention(queries, keys, values))
+        queries = segments.padded(q, bucket).transpose(1, 2)
+        keys, values = (x.index_select(0, bucket.segments) for x in (context.key, context.value))
+        outputs.append(attend_voxels(queries, keys, values))
     return segments.collect(outputs)
 
 
@@ -182,6 +195,11 @@ class SparseSelfAttention(MultiHeadAttention):
     def forward(self, x: SparseTensor) -> SparseTensor:
         """``[N, channels] -> [N, channels]``."""
         qkv = self.to_qkv(x.feats).unflatten(1, (3, self.num_heads, self.head_dim))
+        if self.window_size is None and x.sites.is_even:  # a dense batch: nothing to gather, nothing to pad
+            q, k, v = qkv.unflatten(0, (len(x), -1)).unbind(2)
+            q, k, v = (y.transpose(1, 2) for y in (self.q_rms_norm(q), self.k_rms_norm(k), v))
+            heads = backends.of("attention", x.device).attend_voxels(q, k, v)
+            return x.replace(self.to_out(heads.transpose(1, 2).flatten(2).flatten(0, 1)))
         if self.qk_rms_norm:
             q, k, v = qkv.unbind(1)
             qkv = torch.stack([self.q_rms_norm(q), self.k_rms_norm(k), v], dim=1)

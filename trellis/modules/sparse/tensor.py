@@ -66,6 +66,11 @@ class Sites:
         return self.cached("counts", lambda: torch.bincount(self.batch_index, minlength=self.batch_size).tolist())
 
     @property
+    def is_even(self) -> bool:
+        """Whether all samples have the same number of voxels, so that features are a dense batch ``[B, n, ...]``."""
+        return len(set(self.counts)) == 1
+
+    @property
     def layout(self) -> list[slice]:
         """The rows of each sample."""
         ends = list(accumulate(self.counts))
@@ -119,6 +124,17 @@ def rows_per_sample(values: Tensor, sites: Sites) -> Tensor:
     if len(values) != sites.batch_size:
         raise ValueError(f"expected one row for each of {sites.batch_size} samples, got {len(values)}")
     return values if sites.batch_size == 1 else _RowsPerSample.apply(values, sites.batch_index)
+
+
+def beside_rows(feats: Tensor, values: Sequence[Tensor], sites: Sites) -> tuple[Tensor, list[Tensor]]:
+    """``feats [N, C]`` and per-sample ``values [B, C]`` in shapes that broadcast together, if possible as views.
+
+    Returns:
+        ``[B, n, C]`` and ``[B, 1, C]`` each where all samples have n voxels, else ``[N, C]`` and ``[N, C]`` each.
+    """
+    if sites.is_even:
+        return feats.unflatten(0, (sites.batch_size, -1)), [value.unsqueeze(1) for value in values]
+    return feats, [rows_per_sample(value, sites) for value in values]
 
 
 class SparseTensor:

@@ -11,11 +11,11 @@ from torch.utils.checkpoint import checkpoint
 
 from ..attention import LayerContext, ZeroCondition
 from ..norm import LayerNorm32
-from ..transformer import NORM_EPS, FeedForwardNet, make_modulation, zero_init
+from ..transformer import NORM_EPS, FeedForwardNet, make_modulation, modulate, zero_init
 from .attention import SparseCrossAttention, SparseSelfAttention
 from .conv import SparseConv3d
 from .spatial import coarsen, downsample, upsample
-from .tensor import Sites, SparseTensor, rows_per_sample
+from .tensor import Sites, SparseTensor, beside_rows
 
 Contexts = Sequence[Tensor | ZeroCondition | LayerContext]
 
@@ -98,12 +98,16 @@ class ModulatedSparseTransformerCrossBlock(nn.Module):
     def _forward(self, x: SparseTensor, mod: Tensor, contexts: Contexts) -> SparseTensor:
         if not self.share_mod:
             mod = self.adaLN_modulation(mod)
-        shift1, scale1, gate1, shift2, scale2, gate2 = (rows_per_sample(m, x.sites) for m in mod.chunk(6, dim=1))
-        h = self.self_attn(x.replace(self.norm1(x.feats) * (1 + scale1) + shift1))
-        x = x.replace(x.feats + h.feats * gate1)
+        rows, mods = beside_rows(x.feats, mod.chunk(6, dim=1), x.sites)  # rows [B, n, C], or [N, C] if samples differ
+        shift1, scale1, gate1, shift2, scale2, gate2 = mods
+        h = modulate(self.norm1(rows), scale1, shift1)
+        h = self.self_attn(x.replace(h.view(x.feats.shape))).feats.view(rows.shape)
+        rows = torch.addcmul(rows, gate1, h)
+        x = x.replace(rows.view(x.feats.shape))
         x = x + self.cross_attn(x.replace(self.norm2(x.feats)), contexts)
-        h = self.mlp(self.norm3(x.feats) * (1 + scale2) + shift2)
-        return x.replace(x.feats + h * gate2)
+        rows = x.feats.view(rows.shape)
+        rows = torch.addcmul(rows, gate2, self.mlp(modulate(self.norm3(rows), scale2, shift2)))
+        return x.replace(rows.view(x.feats.shape))
 
     def forward(self, x: SparseTensor, mod: Tensor, contexts: Contexts) -> SparseTensor:
         """``[N, channels] -> [N, channels]``; `mod` is ``[B, channels or 6 * channels]``, contexts are averaged."""
@@ -152,6 +156,5 @@ class SparseResBlock3d(nn.Module):
             h, skip = self.conv1.forward_copied(h, fine, coarsen(fine)[1]), upsample(skip, fine)
         else:
             h = self.conv1(h)
-        scale, shift = (rows_per_sample(m, h.sites) for m in self.emb_layers(emb).chunk(2, dim=1))
-        h = self.conv2(h.replace(F.silu(self.norm2(h.feats) * (1 + scale) + shift)))
-        return h + skip
+        rows, (scale, shift) = beside_rows(self.norm2(h.feats), self.emb_layers(emb).chunk(2, dim=1), h.sites)
+        return self.conv2(h.replace(F.silu(modulate(rows, scale, shift)).view(h.feats.shape))) + skip

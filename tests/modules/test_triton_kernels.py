@@ -1,0 +1,127 @@
+"""Triton kernels of the networks against the references, in value and gradient."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from kernel_devices import KERNEL_DEVICES, needs_triton
+
+from trellis.modules import norms_torch
+from trellis.modules.rope import grid_rotary_table
+from trellis.modules.sparse import SparseTensor, conv_torch
+from trellis.modules.sparse.spatial import coarsen, subdivided
+
+pytestmark = [needs_triton, pytest.mark.parametrize("device", KERNEL_DEVICES)]
+
+
+def voxels(counts: list[int], channels: int, device: str, resolution: int = 8) -> SparseTensor:
+    generator = torch.Generator().manual_seed(3)
+    coords = []
+    for sample, count in enumerate(counts):
+        cells = torch.randperm(resolution**3, generator=generator)[:count].sort().values
+        xyz = torch.stack([cells // resolution**2, cells // resolution % resolution, cells % resolution], dim=1)
+        coords.append(F.pad(xyz, (1, 0), value=sample))
+    feats = torch.randn(sum(counts), channels, generator=generator)
+    return SparseTensor(feats.to(device), torch.cat(coords).int().to(device))
+
+
+def kernel_of(width_out: int, width_in: int, device: str) -> torch.Tensor:
+    weight = torch.randn(width_out, 27, width_in, generator=torch.Generator().manual_seed(4)) / width_in
+    return weight.to(device)
+
+
+def assert_same_gradients(actual: torch.Tensor, expected: torch.Tensor, inputs: list[torch.Tensor]) -> None:
+    torch.testing.assert_close(actual, expected, atol=2e-5, rtol=1e-4)
+    probe = torch.randn(expected.shape, generator=torch.Generator().manual_seed(5)).to(expected)
+    pairs = (torch.autograd.grad((out * probe).sum(), inputs) for out in (actual, expected))
+    for a, b in zip(*pairs, strict=True):
+        torch.testing.assert_close(a, b, atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("width_in", "width_out"), [(20, 24), (3, 70)])
+def test_convolution(device, width_in, width_out):
+    from trellis.modules.sparse import conv_triton
+
+    x = voxels([90, 41], width_in, device)
+    inputs = [x.feats.requires_grad_(), kernel_of(width_out, width_in, device).requires_grad_()]
+    outs = (module.convolve(*inputs, x.sites) for module in (conv_triton, conv_torch))
+    assert_same_gradients(*outs, inputs)
+
+
+@pytest.mark.parametrize("refine", ["subdivided", "coarsened"])
+def test_convolution_of_copies(device, refine):
+    from trellis.modules.sparse import conv_triton
+
+    x = voxels([40, 25], 20, device)
+    if refine == "subdivided":
+        coarse, (fine, cells) = x.sites, subdivided(x.sites)
+        feats = x.feats
+    else:
+        fine, (coarse, cells) = x.sites, coarsen(x.sites)
+        feats = x.feats[: len(coarse)].clone()
+    inputs = [feats.requires_grad_(), kernel_of(24, 20, device).requires_grad_()]
+    outs = (module.convolve_copied(*inputs, coarse, fine, cells) for module in (conv_triton, conv_torch))
+    assert_same_gradients(*outs, inputs)
+
+
+def test_half_precision_convolution_rounds_only_its_operands(device):
+    from trellis.modules.sparse import conv_triton
+
+    x = voxels([120], 32, device)
+    feats, weight = x.feats.half(), kernel_of(48, 32, device).half()
+    out = conv_triton.convolve(feats, weight, x.sites)
+    assert out.dtype == torch.float16
+    expected = conv_torch.convolve(feats.float(), weight.float(), x.sites)
+    torch.testing.assert_close(out.float(), expected, atol=2e-3, rtol=2e-3)
+
+
+@torch.no_grad()
+def test_head_norm_reads_projections_in_place(device):
+    from trellis.modules import norms_triton
+
+    qkv = torch.randn(2, 7, 3, 4, 32, generator=torch.Generator().manual_seed(0)).to(device)
+    qkv[0, 0] = 0  # a row of zeros stays one
+    gamma = torch.linspace(0.5, 2, 128, device=device).view(4, 32)
+    for x in (qkv[:, :, 1], qkv[0, :, 0], qkv[:, :, 0].half()):
+        expected = norms_torch.rms_norm_heads(x, gamma)
+        torch.testing.assert_close(norms_triton.rms_norm_heads(x, gamma), expected, atol=2e-6, rtol=1e-3)
+
+
+@torch.no_grad()
+def test_norm_and_rotation(device):
+    from trellis.modules import norms_triton
+
+    generator = torch.Generator().manual_seed(0)
+    table = grid_rotary_table(2, 3, 1, 32, 100.0, torch.device(device))
+    qkv = torch.randn(2, 14, 3, 4, 32, generator=generator).to(device)  # two views of seven tokens
+    weight, bias = torch.randn(2, 32, generator=generator).to(device)
+    for x in qkv.permute(2, 0, 3, 1, 4)[:2]:
+        expected = norms_torch.norm_and_rotate(x, weight, bias, 1e-5, table)
+        out = norms_triton.norm_and_rotate(x, weight, bias, 1e-5, table)
+        torch.testing.assert_close(out, expected, atol=2e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("silu", [False, True])
+def test_group_norm(device, silu, monkeypatch):
+    from trellis.modules import norms_triton
+
+    monkeypatch.setattr(norms_triton, "_CHUNK", 64)  # several partial sums, the last one short
+    x = voxels([150, 70], 24, device)
+    feats = 5 + 3 * x.feats  # a mean well off zero
+    weight, bias = torch.linspace(-1, 2, 48, device=device).view(2, 24)
+    for affine in ((weight, bias), (None, None)):
+        expected = norms_torch.group_norm(feats, x.sites, 4, *affine, 1e-5, silu)
+        out = norms_triton.group_norm(feats, x.sites, 4, *affine, 1e-5, silu)
+        torch.testing.assert_close(out, expected, atol=2e-5, rtol=1e-4)
+
+
+def test_norms_leave_gradients_to_the_reference(device):
+    from trellis.modules import norms_triton
+
+    x = voxels([30], 24, device)
+    weight, bias = (torch.ones(24, device=device).requires_grad_() for _ in range(2))
+    inputs = [x.feats.requires_grad_(), weight, bias]
+    outs = (m.group_norm(x.feats, x.sites, 4, weight, bias, 1e-5, True) for m in (norms_triton, norms_torch))
+    assert_same_gradients(*outs, inputs)

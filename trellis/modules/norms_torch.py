@@ -1,0 +1,66 @@
+"""Normalisations that take several passes in plain torch: the reference. Statistics are always float32."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .rope import RotaryTable, apply_rotary
+from .sparse.tensor import Sites, rows_per_sample
+
+
+def rms_norm_heads(x: Tensor, gamma: Tensor) -> Tensor:
+    """``x / |x| * gamma * sqrt(D)`` over the last axis: ``x [..., H, D]``, ``gamma [H, D]``; dtype kept."""
+    return (F.normalize(x.float(), dim=-1) * gamma * math.sqrt(x.shape[-1])).to(x.dtype)
+
+
+def norm_and_rotate(x: Tensor, weight: Tensor, bias: Tensor, eps: float, table: RotaryTable) -> Tensor:
+    """Layer norm over the width of a head, then rotation; dtype kept.
+
+    Args:
+        x: ``[B, H, N, D]``, queries or keys.
+        weight, bias: ``[D]``.
+        eps: of the norm.
+        table: of P positions, which hold for each run of P tokens; P divides N.
+    """
+    y = F.layer_norm(x.float(), x.shape[-1:], weight.float(), bias.float(), eps)
+    return apply_rotary(y.unflatten(2, (-1, len(table[0]))), table).flatten(2, 3).to(x.dtype)
+
+
+def group_norm(
+    feats: Tensor, sites: Sites, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float, silu: bool
+) -> Tensor:
+    """Group norm over all voxels of each sample, then SiLU if wanted: ``feats [N, C] -> [N, C]``, dtype kept.
+
+    `weight` and `bias` are ``[C]`` or None.
+    """
+    x = feats.float().unflatten(1, (groups, -1))  # [N, G, C / G]
+    counts = sites.cached("counts_tensor", lambda: torch.tensor(sites.counts, device=feats.device).clamp_min(1))
+    sizes = counts[:, None] * x.shape[2]  # [B, 1]
+    mean = _sum_per_sample(x.sum(2), sites) / sizes  # [B, G]
+    x = x - rows_per_sample(mean, sites)[..., None]
+    variance = _sum_per_sample(x.square().sum(2), sites) / sizes
+    out = (x * rows_per_sample((variance + eps).rsqrt(), sites)[..., None]).flatten(1)
+    if weight is not None:
+        out = out * weight.float() + bias.float()
+    out = out.to(feats.dtype)
+    return F.silu(out) if silu else out
+
+
+def _sum_per_sample(values: Tensor, sites: Sites) -> Tensor:
+    """``[N, G] -> [B, G]``. Samples are laid out as padded rows: a plain sum is exact and runs in parallel."""
+    if sites.batch_size == 1:
+        return values.sum(0, keepdim=True)
+
+    def build() -> Tensor:
+        counts = torch.tensor(sites.counts, device=values.device)
+        slots = torch.arange(max(sites.counts), device=values.device)
+        rows = slots + (counts.cumsum(0) - counts)[:, None]
+        return torch.where(slots < counts[:, None], rows, len(sites))
+
+    padded_rows = sites.cached("padded_rows", build)
+    padded = torch.cat([values, values.new_zeros(1, values.shape[1])])
+    return padded.index_select(0, padded_rows.flatten()).view(*padded_rows.shape, -1).sum(1)
