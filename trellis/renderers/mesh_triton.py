@@ -49,8 +49,8 @@ def _fill_kernel(screen, faces, nearest, height, width, near, TILE: tl.constexpr
             while tile_x <= right:
                 y = (tile_y + rows).to(tl.float64) + 0.5 - ay
                 x = (tile_x + columns).to(tl.float64) + 0.5 - ax
-                ub = (x * (cy - ay) - y * (cx - ax)) / area
-                uc = (y * (bx - ax) - x * (by - ay)) / area
+                ub = x * ((cy - ay) / area) - y * ((cx - ax) / area)
+                uc = y * ((bx - ax) / area) - x * ((by - ay) / area)
                 ua = 1.0 - ub - uc
                 covered = (ua >= -1e-9) & (ub >= -1e-9) & (uc >= -1e-9)
                 covered &= (tile_y + rows <= bottom) & (tile_x + columns <= right)
