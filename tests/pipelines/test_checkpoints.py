@@ -6,11 +6,12 @@ import json
 import logging
 import pickle
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_checkpoint import MODELS
+from tiny_checkpoint import ENCODERS, MODELS
 
 from trellis.errors import InputError
 from trellis.models import VGGT
@@ -92,14 +93,42 @@ def test_missing_and_surplus_weights_are_reported(folder, caplog):
     assert started.isfinite().all() and 0 < started.std() < 1, "missing weights start as in training"
 
 
-def test_building_without_random_weights_has_the_same_parts():
-    class_name, args = MODELS["sparse_structure_flow_model"]
-    full = build_model(class_name, args, "flow")
-    bare = build_model(class_name, args, "flow", random_weights=False)
-    assert {k: v.shape for k, v in full.state_dict().items()} == {k: v.shape for k, v in bare.state_dict().items()}
-    assert full.input_layer.weight.any() and not bare.input_layer.weight.any()
-    assert torch.equal(full.pos_emb, bare.pos_emb), "tables are computed, not loaded"
-    assert not full.training and not bare.training
+@pytest.mark.parametrize("key", [*MODELS, *ENCODERS])
+def test_empty_networks_have_the_same_parts_and_no_memory(key):
+    class_name, args = {**MODELS, **ENCODERS}[key]
+    full = build_model(class_name, args, key)
+    empty = build_model(class_name, args, key, empty=True)
+    kinds = [{k: (v.shape, v.dtype) for k, v in module.state_dict().items()} for module in (full, empty)]
+    assert kinds[0] == kinds[1]
+    assert all(tensor.is_meta for tensor in (*empty.parameters(), *empty.buffers()))
+    assert not full.training and not empty.training
+
+
+def test_weights_on_the_cpu_are_the_mapped_file(folder):
+    """No second copy: what is loaded shares the pages of the file."""
+    model = Checkpoint(folder).load_model("slat_decoder_gs")
+    maps = Path("/proc/self/maps")
+    if not maps.is_file():
+        pytest.skip("this system does not list mapped files")
+    address = model.input_layer.weight.data_ptr()
+    for line in maps.read_text().splitlines():
+        start, end = (int(x, 16) for x in line.split()[0].split("-"))
+        if start <= address < end:
+            assert line.endswith("slat_decoder_gs.safetensors")
+            return
+    pytest.fail("the weight lies in no mapping")
+
+
+def test_a_copy_of_the_vggt_repository_beside_the_pipeline_is_used(folder):
+    settings = json.loads((folder / "pipeline.json").read_text())
+    stem = settings["args"].pop("vggt_model")
+    (folder / "pipeline.json").write_text(json.dumps(settings))
+    copy = folder / "vggt-object-v0-1"
+    copy.mkdir()
+    args = json.loads((folder / f"{stem}.json").read_text())["args"]
+    (copy / "config.json").write_text(json.dumps({**args, "something_else": 1}))
+    (folder / f"{stem}.safetensors").rename(copy / "model.safetensors")
+    assert load(folder).report.complete
 
 
 def test_other_shapes_are_refused(folder):

@@ -116,13 +116,18 @@ class Checkpoint:
 
     path: a local folder with a pipeline.json, or a Hugging Face repository id.
     revision: branch, tag or commit of the repository; ignored for a folder.
+    device: where networks are loaded to. Each weight goes from the mapped file straight to its place there; on a CPU
+        the mapped file is the place, as long as nothing has to be converted.
 
     Raises InputError if there is no such checkpoint or its pipeline.json cannot be used.
     """
 
-    def __init__(self, path: str | Path, revision: str | None = None) -> None:
+    def __init__(
+        self, path: str | Path, revision: str | None = None, device: torch.device | str = "cpu"
+    ) -> None:
         self.name = str(path)
         self.revision = revision
+        self.device = torch.device(device)
         self.report = LoadReport()
         folder = Path(path).expanduser()
         self.folder = folder if (folder / "pipeline.json").is_file() else None
@@ -182,6 +187,8 @@ class Checkpoint:
         if source is None and (self._is_own(stem) or self._local_pair(stem) is not None):
             return self._load_stem(stem, "vggt_model", "VGGT")
         folder = Path(source).expanduser() if source else None
+        if folder is None and self.folder is not None:
+            folder = self.folder / PurePosixPath(stem).name  # a copy of that repository beside pipeline.json
         if folder is not None and (folder / "config.json").is_file():
             files = folder / "config.json", folder / "model.safetensors"
         else:
@@ -204,7 +211,7 @@ class Checkpoint:
         local = [self.folder / filename, self.folder / "ckpts" / filename] if self.folder else []
         file = next((path for path in local if path.is_file()), None) or torch_hub_file(filename, url)
         try:
-            state = torch.load(file, map_location="cpu", weights_only=True)
+            state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
             raise InputError(f"{filename} is damaged or holds more than weights; download it again.") from error
         return self._build("DinoVisionTransformer", args, state, "image_cond_model", file)
@@ -221,11 +228,11 @@ class Checkpoint:
     def _build(
         self, class_name: str, args: dict[str, Any], state: dict[str, torch.Tensor], key: str, file: Path
     ) -> nn.Module:
-        module = build_model(class_name, args, file.stem, random_weights=False)
-        if any(name not in state for name, _ in module.named_parameters()):
-            module = build_model(class_name, args, file.stem)
-        self.report.add(load_weights(module, state, key, file))
-        return module
+        module = build_model(class_name, args, file.stem, empty=True)
+        if any(name not in state for name in module.state_dict()):
+            module = build_model(class_name, args, file.stem)  # something keeps its initial values
+        self.report.add(load_weights(module, state, key, file, self.device))
+        return module.to(self.device)
 
     def _pair(self, stem: str) -> tuple[Path, Path]:
         """Configuration and weights of a stem: in this checkpoint, or `owner/repository/stem` of another one."""
@@ -259,12 +266,11 @@ class Checkpoint:
         return self.folder / name
 
 
-def build_model(class_name: str, args: dict[str, Any], name: str, random_weights: bool = True) -> nn.Module:
+def build_model(class_name: str, args: dict[str, Any], name: str, empty: bool = False) -> nn.Module:
     """Construct a network named by a configuration, in evaluation mode.
 
     name: whose configuration it is, for messages.
-    random_weights: False leaves weights at zero that would be drawn at random, for a caller that overwrites them:
-        drawing those of the published networks takes minutes.
+    empty: give weights and persistent buffers a shape and no memory, for a caller that replaces all of them.
 
     Raises InputError for a class outside `trellis.models.MODEL_CLASSES` or for arguments it does not take.
     """
@@ -274,7 +280,7 @@ def build_model(class_name: str, args: dict[str, Any], name: str, random_weights
     cls = getattr(models, class_name)
     try:
         inspect.signature(cls).bind(**args)
-        with torch.random.fork_rng(devices=[]), nullcontext() if random_weights else _SkipRandomWeights():
+        with torch.random.fork_rng(devices=[]), _Empty() if empty else nullcontext():
             return cls(**args).eval()
     except InputError:
         raise
@@ -282,8 +288,10 @@ def build_model(class_name: str, args: dict[str, Any], name: str, random_weights
         raise InputError(f"The configuration of {name} does not fit {class_name}: {error!s:.200}.") from error
 
 
-def load_weights(module: nn.Module, state: dict[str, torch.Tensor], name: str, file: Path) -> ModelReport:
-    """Copy a state dict into a module, converted to the module's dtypes.
+def load_weights(
+    module: nn.Module, state: dict[str, torch.Tensor], name: str, file: Path, device: torch.device
+) -> ModelReport:
+    """Give a module the entries of a state dict, one after another moved to a device and the module's dtypes.
 
     Missing and surplus keys are reported, not refused; entries under a prefix known to be unused are passed over.
     Raises InputError if a shape differs.
@@ -298,7 +306,8 @@ def load_weights(module: nn.Module, state: dict[str, torch.Tensor], name: str, f
             )
     missing = tuple(key for key in own if key not in state)
     surplus = tuple(key for key in state if key not in own and not key.startswith(unused))
-    module.load_state_dict({key: value for key, value in state.items() if key in own}, strict=False)
+    placed = {key: value.to(device, own[key].dtype) for key, value in state.items() if key in own}
+    module.load_state_dict(placed, strict=False, assign=True)
     return ModelReport(name, file, missing, surplus)
 
 
@@ -322,16 +331,22 @@ def read_safetensors(file: Path) -> dict[str, torch.Tensor]:
         raise InputError(f"{file.name} is damaged or incomplete ({error}); download it again.") from error
 
 
-class _SkipRandomWeights(TorchFunctionMode):
-    """Fills with zeros wherever random numbers would be drawn.
+class _Empty(TorchFunctionMode):
+    """Makes tensors without memory, and draws no random numbers into them: some draws are repeated until they fit."""
 
-    Zeros rather than nothing, because truncated distributions draw again until the values lie in range.
-    """
+    _DRAWS = (torch.Tensor.uniform_, torch.Tensor.normal_)
 
-    _FILLS = (torch.Tensor.uniform_, torch.Tensor.normal_)
+    def __enter__(self) -> _Empty:
+        self._device = torch.device("meta")
+        self._device.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *exception) -> None:
+        super().__exit__(*exception)
+        self._device.__exit__(*exception)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        return args[0].zero_() if func in self._FILLS else func(*args, **(kwargs or {}))
+        return args[0] if func in self._DRAWS else func(*args, **(kwargs or {}))
 
 
 def _member(config: dict[str, Any], key: str, kind: type, file: str) -> Any:

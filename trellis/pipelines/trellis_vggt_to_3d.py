@@ -119,7 +119,7 @@ class TrellisVGGTTo3DPipeline:
         Raises InputError, one sentence, if something is missing, damaged or does not fit. Missing and surplus weights
         are logged and listed in `report`.
         """
-        checkpoint = Checkpoint(path, revision)
+        checkpoint = Checkpoint(path, revision, device)
         settings = checkpoint.settings()
         names = [*REQUIRED_MODELS, *(name for name in DECODERS.values() if name in checkpoint.stems)]
         pipeline = cls(
