@@ -25,6 +25,25 @@ def cast_torso(modules: Iterable[nn.Module], dtype: torch.dtype) -> None:
                 parameter.data = parameter.data.to(dtype)
 
 
+def autocast_dtype(device: torch.device) -> torch.dtype:
+    """The half type that a GPU calculates in fastest: bfloat16 from compute capability 8 on, else float16."""
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
+        return torch.float16
+    return torch.bfloat16
+
+
+def store_for_autocast(module: nn.Module, dtype: torch.dtype) -> None:
+    """Keep linear and convolution parameters in the type that autocast converts them to at each use.
+
+    Under autocast to `dtype` the results are the same bits, in half the memory and without the conversion. With
+    `torch.float32` the parameters become float32 again; what a half type has rounded stays rounded.
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear | nn.modules.conv._ConvNd):
+            for parameter in layer.parameters(recurse=False):
+                parameter.data = parameter.data.to(dtype)
+
+
 class MixedPrecisionModel(nn.Module):
     """A network whose torso runs in `dtype` while its first and last layers stay float32.
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from trellis.models.vggt import VGGT
+from trellis.modules.precision import autocast_dtype
 from trellis.pipelines.image_preparation import encode_image
 from trellis.renderers.camera_formats import from_pose_encoding
 from trellis.renderers.cameras import Cameras
@@ -60,8 +61,7 @@ def aggregate(views: Tensor, vggt: VGGT, levels: Collection[int] = ()) -> list[T
     On a GPU the aggregator runs in half precision (bfloat16 where there is hardware for it), as it was trained.
     """
     on_gpu = views.device.type == "cuda"
-    half = torch.bfloat16 if on_gpu and torch.cuda.get_device_capability(views.device) >= (8, 0) else torch.float16
-    with torch.autocast(views.device.type, half, enabled=on_gpu):
+    with torch.autocast(views.device.type, autocast_dtype(views.device), enabled=on_gpu):
         tokens, _ = vggt.aggregator(views[None], keep={*levels, vggt.aggregator.depth - 1})
     return [None if level is None else level.float() for level in tokens]
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from trellis.errors import InputError
 from trellis.models.sparse_structure_vae import occupied_coords
 from trellis.modules.attention import ZeroCondition, stack_conditions
+from trellis.modules.precision import autocast_dtype, store_for_autocast
 from trellis.modules.sparse import SparseTensor
 from trellis.pipelines.background import Segmenter
 from trellis.pipelines.checkpoints import Checkpoint, LoadReport
@@ -153,7 +154,8 @@ class TrellisVGGTTo3DPipeline:
         """Move all networks.
 
         The half-precision torsos of a checkpoint become float32 on the CPU, which is slow at half precision or lacks
-        it, and half precision again on a GPU.
+        it, and half precision again on a GPU. There the matrices of VGGT's aggregator, which runs under autocast, are
+        kept in half precision as well.
         """
         device = torch.device(device)
         for name, model in self._networks().items():
@@ -162,6 +164,7 @@ class TrellisVGGTTo3DPipeline:
             model.to(device)
             if stored in (torch.float16, torch.bfloat16) and hasattr(model, "convert_to"):
                 model.convert_to(wanted)
+        store_for_autocast(self.vggt.aggregator, autocast_dtype(device) if device.type == "cuda" else torch.float32)
         return self
 
     def cuda(self) -> TrellisVGGTTo3DPipeline:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+import torch.nn.functional as F
 from torch import nn
 
 from ...modules.sparse import SparseConv3d, SparseGroupNorm32, SparseLinear, SparseSiLU, SparseTensor, subdivide
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 
 CUBE_CHANNELS = 8 + 8 * 3 + 21  # signed distance and offset of the corners, FlexiCubes weights of the cube
 COLOR_CHANNELS = 8 * 6  # rgb and normal of the corners
+_ROWS_AT_ONCE = 1 << 17
 
 
 class SparseSubdivideBlock3d(nn.Module):
@@ -103,7 +106,15 @@ class SLatMeshDecoder(SparseTransformerBase):
         h = self.encode_voxels(x)
         for block in self.upsample:
             h = block(h)
-        return self.out_layer(h.type(x.dtype)).type(x.dtype)
+        if torch.is_grad_enabled() and h.feats.requires_grad:
+            return self.out_layer(h.type(x.dtype)).type(x.dtype)
+        # Row by row: at full size the last layer's input alone would be a copy of 700 MB in float32.
+        weight, bias = self.out_layer.weight, self.out_layer.bias
+        out = h.feats.new_empty(len(h.feats), len(weight), dtype=x.dtype)
+        for start in range(0, len(out), _ROWS_AT_ONCE):
+            rows = h.feats[start : start + _ROWS_AT_ONCE].to(x.dtype)
+            out[start : start + _ROWS_AT_ONCE] = F.linear(rows, weight, bias)
+        return h.replace(out)
 
     def to_representation(self, raw: SparseTensor) -> list[MeshExtractResult]:
         """One mesh for each sample of the batch; `raw` is from `decode_raw`."""
