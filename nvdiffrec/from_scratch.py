@@ -2,57 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from nvdiffrec.camera_fit import corrected, corrected_cameras, prior
 from nvdiffrec.grid import FlexiGrid, Placement, around, hull_distance, locate, mesh_distance
 from nvdiffrec.losses import log_tonemapped_l1, mask_l2
 from nvdiffrec.views import Views
+from trellis.renderers.cameras import Cameras
 from trellis.renderers.mesh_raster import antialias, interpolate, project, rasterize
 from trellis.representations.flexicubes.surface import Surface
 
 _MASK_WEIGHT = 2.0
 _ROUGHNESS_WEIGHT = 0.05
+_CAMERA_PRIOR = 1e-4
 _ENTROPY_WEIGHT = (0.02, 0.002)  # Munkberg's sign-change entropy, first and last step
 _RATES = {"sdf": 0.15, "deform": 0.02, "color": 0.05}  # sdf: in cells
 
 
 @dataclass(frozen=True)
 class GridSettings:
-    """cells: per side of the grid. steps: optimiser steps, one view each. resolution: longest image side in pixels."""
+    """cells: per side of the grid. steps: optimiser steps, one view each. resolution: longest image side in pixels.
+    camera_rate: Adam's step size for the corrections of predicted cameras."""
 
     cells: int = 48
     steps: int = 240
     resolution: int = 128
+    camera_rate: float = 6e-3
 
 
 @dataclass(frozen=True, eq=False)
 class GridProgress:
-    """After `step` of `of`; `surface` in the unit cube is filled at the last step."""
+    """After `step` of `of`. At the last step also `surface`, in the frame of the views, and `cameras` for all views,
+    corrected if they were predicted."""
 
     step: int
     of: int
     loss: float
-    placement: Placement
     surface: Surface | None = None
+    cameras: Cameras | None = None
 
 
-def fit_grid(views: Views, settings: GridSettings, seed: int = 0) -> Iterator[GridProgress]:
+def fit_grid(
+    views: Views, settings: GridSettings, seed: int = 0, held_out: Sequence[int] = ()
+) -> Iterator[GridProgress]:
     """Fit a grid to the views; yields after every step, the last time with the surface.
+
+    Args:
+        held_out: views that teach nothing; if cameras are corrected, theirs follow the shape.
 
     Raises:
         InputError: the silhouettes have nothing in common.
     """
-    placement = locate(views)
-    views = views.with_cameras(placement.to_unit(views.cameras)).scaled(settings.resolution)
-    yield from _fit_distance(hull_distance(views, settings.cells), views, placement, settings, seed)
+    training = views.subset([index for index in range(len(views)) if index not in held_out])
+    placement = locate(training)
+    unit = training.with_cameras(placement.to_unit(training.cameras))
+    yield from _fit_distance(hull_distance(unit, settings.cells), views, placement, settings, seed, held_out)
 
 
 def fit_mesh(
-    vertices: Tensor, faces: Tensor, views: Views, settings: GridSettings, seed: int = 0
+    vertices: Tensor, faces: Tensor, views: Views, settings: GridSettings, seed: int = 0, held_out: Sequence[int] = ()
 ) -> Iterator[GridProgress]:
     """The same from a mesh (vertices [V, 3], faces [F, 3], in the frame of the views) whose topology may be wrong.
 
@@ -61,51 +73,76 @@ def fit_mesh(
     """
     placement = around(vertices)
     unit = (vertices - vertices.new_tensor(placement.center)) / placement.side
-    views = views.with_cameras(placement.to_unit(views.cameras)).scaled(settings.resolution)
-    yield from _fit_distance(mesh_distance(unit, faces, settings.cells), views, placement, settings, seed)
+    yield from _fit_distance(mesh_distance(unit, faces, settings.cells), views, placement, settings, seed, held_out)
 
 
 def _fit_distance(
-    distance: Tensor, views: Views, placement: Placement, settings: GridSettings, seed: int
+    distance: Tensor, views: Views, placement: Placement, settings: GridSettings, seed: int, held_out: Sequence[int]
 ) -> Iterator[GridProgress]:
-    """From any signed distance on the grid; the views stand around the unit cube."""
+    """From any signed distance on the grid over the cube of `placement`."""
+    views = views.with_cameras(placement.to_unit(views.cameras))
+    small = views.scaled(settings.resolution)
     grid = FlexiGrid(distance)
     rates = {**_RATES, "sdf": _RATES["sdf"] / grid.cells}
     groups = [{"params": [grid.parameters[name]], "lr": rate} for name, rate in rates.items()]
+    twists = torch.zeros(len(views), 6, requires_grad=views.predicted)
+    log_focals = torch.zeros(len(views), requires_grad=views.predicted)
+    if views.predicted:
+        groups.append({"params": [twists, log_focals], "lr": settings.camera_rate})
     optimiser = torch.optim.Adam(groups, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 0.1 ** (step / max(1, settings.steps)))
-    targets = [views.linear(index) for index in range(len(views))]
-    generator = torch.Generator().manual_seed(seed)
-    order: list[int] = []
+    targets = [small.linear(index) for index in range(len(small))]
+
+    def data_loss(surface: Surface, index: int) -> Tensor:
+        camera = corrected(small.cameras, twists, log_focals, index)
+        image = render_colors(surface, *camera, small.cameras.height_width(index))
+        loss = log_tonemapped_l1(image[..., :3], targets[index][..., :3])
+        loss = loss + _MASK_WEIGHT * mask_l2(image[..., 3], targets[index][..., 3])
+        return loss + _CAMERA_PRIOR * prior(twists, log_focals) if views.predicted else loss
+
+    turns = [_turns([i for i in range(len(views)) if i not in held_out], seed), _turns(list(held_out), seed)]
     for step in range(1, settings.steps + 1):
-        order = order or torch.randperm(len(views), generator=generator).tolist()
-        index = order.pop()
         surface = grid.extract()
-        image = render_colors(surface, views, index)
         share = step / settings.steps
         entropy_weight = _ENTROPY_WEIGHT[0] + (_ENTROPY_WEIGHT[1] - _ENTROPY_WEIGHT[0]) * share
-        loss = (
-            log_tonemapped_l1(image[..., :3], targets[index][..., :3])
-            + _MASK_WEIGHT * mask_l2(image[..., 3], targets[index][..., 3])
-            + _ROUGHNESS_WEIGHT * grid.roughness()
-            + entropy_weight * grid.sign_entropy()
-        )
+        loss = data_loss(surface, next(turns[0]))
+        whole = loss + _ROUGHNESS_WEIGHT * grid.roughness() + entropy_weight * grid.sign_entropy()
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        whole.backward()
+        if views.predicted and held_out and step % max(1, len(views) // len(held_out) - 1) == 0:
+            still = Surface(surface.vertices.detach(), surface.faces, surface.attributes.detach())
+            data_loss(still, next(turns[1])).backward()
         optimiser.step()
         schedule.step()
         if step < settings.steps:
-            yield GridProgress(step, settings.steps, float(loss.detach()), placement)
+            yield GridProgress(step, settings.steps, float(loss.detach()))
     with torch.no_grad():
         surface = grid.extract()
-    yield GridProgress(settings.steps, settings.steps, float(loss.detach()), placement, surface)
+    surface = replace(surface, vertices=placement.to_world(surface.vertices))
+    cameras = placement.cameras_to_world(corrected_cameras(views.cameras, twists, log_focals))
+    yield GridProgress(settings.steps, settings.steps, float(loss.detach()), surface, cameras)
 
 
-def render_colors(surface: Surface, views: Views, index: int) -> Tensor:
-    """[H, W, 4]: the surface's vertex colours (linear) multiplied by coverage, and coverage; differentiable."""
-    cameras = views.cameras
-    screen = project(surface.vertices, cameras.extrinsics[index], cameras.intrinsics[index])
-    raster = rasterize(screen, surface.faces, *cameras.height_width(index))
+def _turns(indices: list[int], seed: int) -> Iterator[int]:
+    """Every index once per round, in random order."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        for place in torch.randperm(len(indices), generator=generator).tolist():
+            yield indices[place]
+
+
+def render_colors(
+    surface: Surface, extrinsics: Tensor, intrinsics: Tensor, size: tuple[int, int]
+) -> Tensor:
+    """[H, W, 4]: the surface's vertex colours (linear) multiplied by coverage, and coverage; differentiable.
+
+    Args:
+        surface: with colours [V, 3] as attributes.
+        extrinsics, intrinsics: [4, 4] and [3, 3] of the camera.
+        size: (height, width) in pixels.
+    """
+    screen = project(surface.vertices, extrinsics, intrinsics)
+    raster = rasterize(screen, surface.faces, *size)
     colors = interpolate(surface.attributes, screen, surface.faces, raster)
     image = torch.cat([colors, raster.mask[..., None].to(colors)], dim=-1)
     return antialias(image, screen, surface.faces, raster)

@@ -105,7 +105,7 @@ def refine(
     asset: Asset,
     settings: RefineSettings | None = None,
     *,
-    baseline: Asset | None = None,
+    baseline: tuple[Asset, Cameras] | None = None,
     cancel: threading.Event | None = None,
     state_file: str | PathLike[str] | None = None,
 ) -> Iterator[Progress | RefineResult]:
@@ -113,8 +113,8 @@ def refine(
 
     Args:
         views: in the frame of the asset.
-        baseline: what the result is judged against and comes back if it is no better; None for `asset` itself. For a
-            start that was made anew, such as one of another topology.
+        baseline: asset and cameras that the result is judged against, and that come back if it is no better; None for
+            `asset` and those of `views`. For a start that was made anew, such as one of another topology.
         cancel: once set, the loop ends after the running step with the best state so far.
         state_file: a .safetensors file that is written at every evaluation and when cancelled; if it exists already and
             belongs to the same input and settings, the run goes on from there and ends as if never interrupted.
@@ -125,7 +125,7 @@ def refine(
     settings = settings or RefineSettings()
     if len(views) < 2:
         raise InputError("One view cannot tell shape from picture; at least two views are needed to refine.")
-    run = _Run(views, asset, settings, baseline or asset)
+    run = _Run(views, asset, settings, baseline or (asset, views.cameras))
     first = run.resume(Path(state_file)) if state_file is not None else 0
     cancelled = False
     for step in range(first + 1, settings.steps + 1):
@@ -144,18 +144,20 @@ def refine(
 class _Run:
     """What a loop carries from step to step."""
 
-    def __init__(self, views: Views, asset: Asset, settings: RefineSettings, baseline: Asset) -> None:
+    def __init__(self, views: Views, asset: Asset, settings: RefineSettings, baseline: tuple[Asset, Cameras]) -> None:
         if settings.fit.cameras is None:
             settings = replace(settings, fit=replace(settings.fit, cameras=views.predicted))
         self.settings = settings
-        self.start, self.baseline, self.input_cameras = asset, baseline, views.cameras
+        self.start, self.baseline = asset, baseline
         self.views = views.scaled(settings.resolution)
         self.coarse_views = views.scaled(max(8, settings.resolution // 2))
         self.held_out = held_out_views(len(views))
         self.training = [i for i in range(len(views)) if i not in self.held_out]
         self.judges = self.held_out or self.training
         self.fit = Fit(asset, self.views.cameras, settings.fit)
-        self.before = score_asset(baseline, self.views, settings.fit.turntable)
+        self.before = score_asset(
+            baseline[0], views.with_cameras(baseline[1]).scaled(settings.resolution), settings.fit.turntable
+        )
         self.best_score = -float("inf")
         self.best = self.fit.snapshot()
 
@@ -195,13 +197,13 @@ class _Run:
         if helped:
             asset, cameras = self.fit.result()
             full = Cameras.from_normalised(
-                cameras.extrinsics, cameras.normalised_intrinsics, self.input_cameras.image_size
+                cameras.extrinsics, cameras.normalised_intrinsics, self.baseline[1].image_size
             )
             exposures = self.fit.exposures().detach() if self.settings.fit.exposure else None
             message = f"Refining helped: {numbers}."
             return RefineResult(asset, full, True, message, self.before, after, cancelled, exposures)
         message = f"Refining did not help ({numbers}); the asset and its cameras are unchanged."
-        return RefineResult(self.baseline, self.input_cameras, False, message, self.before, self.before, cancelled)
+        return RefineResult(*self.baseline, False, message, self.before, self.before, cancelled)
 
     def _judged(self, scores: tuple[ViewScore, ...]) -> float:
         return _mean(scores[index].object_psnr for index in self.judges)

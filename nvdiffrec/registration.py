@@ -10,22 +10,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from scipy import ndimage
+from scipy.spatial import cKDTree
 from torch import Tensor
 
 from nvdiffrec.asset import Asset
 from nvdiffrec.camera_fit import corrected, corrected_cameras, prior, rotation_of
+from nvdiffrec.from_scratch import render_colors
 from nvdiffrec.light import filter_light
 from nvdiffrec.losses import log_tonemapped_l1, mask_l2, silhouette_iou
-from nvdiffrec.shading import PreparedMaterial, render
+from nvdiffrec.material import mip_pyramid, sample
 from nvdiffrec.views import Views
 from trellis.errors import InputError
+from trellis.export.simplify import simplify
 from trellis.renderers.cameras import Cameras, hammersley
 from trellis.renderers.rotations import quaternion_to_matrix
+from trellis.representations.flexicubes.surface import Surface
 
 _SEARCH_SIZE, _REFINE_SIZE = 40, 96  # pixels
 _SEARCH_VIEWS = 6
@@ -37,6 +41,8 @@ _LEAST_IOU = 0.5  # a view below has not been placed ...
 _LEAST_SHARE = 0.75  # ... nor has one that agrees this much worse than the others
 _COLOR_SHARE = 0.5  # of the score, beside the silhouettes' IoU
 _NUM_HALF_TURNS = 3
+_PROXY_FACES = 2500
+_PROXY_LEVEL = 2.0  # of the mip pyramid, for the colours of its vertices
 _SINGLE_STEPS = 60
 _SINGLE_RATE = 0.02
 _SINGLE_PRIOR = 2e-4
@@ -91,6 +97,7 @@ def register(
     guess: Similarity | None = None,
     seed: int = 0,
     *,
+    search: bool = True,
     single: bool | None = None,
     callback: Callback = lambda step, of: None,
 ) -> Registration:
@@ -100,6 +107,7 @@ def register(
         views: with cameras in any frame and at any scale, consistent with each other up to a few that may be wrong.
         asset: its geometry and base colours (its own light if it has one) are compared.
         guess: a placement to try as well, for instance the identity for cameras that should be in the frame already.
+        search: look through all turns; else only `guess` is followed.
         single: afterwards also move every camera by itself, a little; None does so if they were predicted.
         callback: called as (step, of) after every candidate and every refined one; may raise to stop.
 
@@ -109,7 +117,11 @@ def register(
     if len(views) < 2:
         raise InputError("One view cannot be registered to an asset; at least two views are needed.")
     comparison = _Comparison(views, asset)
-    start = _scale_and_shift(views, asset)
+    if not search:
+        final = comparison.refine(guess or IDENTITY)
+        callback(1, 1 + len(views))
+        return _settled(views, asset, comparison, final, single, callback, 1 + len(views))
+    start = _scale_and_shift(views, comparison.proxy)
     candidates = [start.with_rotation(rotation) for rotation in _rotations(seed)]
     picked = _spread(len(views))
     extra = [guess] if guess is not None else []
@@ -131,6 +143,14 @@ def register(
         score = comparison.score(refined, everyone, _REFINE_SIZE)
         final, best = (refined, score) if score > best else (final, best)
         callback(number, of)
+    return _settled(views, asset, comparison, final, single, callback, of)
+
+
+def _settled(
+    views: Views, asset: Asset, comparison: _Comparison, final: Similarity, single: bool | None, callback: Callback,
+    of: int,
+) -> Registration:  # fmt: skip
+    """What a placement of all views together comes to, after the cameras by themselves if that is wanted."""
     placed = views.with_cameras(final.apply(views.cameras))
     if views.predicted if single is None else single:
         placed = place_singly(placed, asset, lambda step, _: callback(of - len(views) + step, of))
@@ -192,9 +212,7 @@ class _Comparison:
     """Renders the asset into the views for a placement and says how well both agree."""
 
     def __init__(self, views: Views, asset: Asset) -> None:
-        self.asset, self.views = asset, views
-        self.material = PreparedMaterial.of(asset.material)
-        self.light = None if asset.environment is None else filter_light(asset.environment)
+        self.views, self.proxy = views, _proxy(asset)
         self._sizes = {size: views.scaled(size) for size in (_SEARCH_SIZE, _REFINE_SIZE)}
         self._targets = {
             size: [scaled.linear(index) for index in range(len(views))] for size, scaled in self._sizes.items()
@@ -207,10 +225,7 @@ class _Comparison:
         camera = self._sizes[size].cameras
         extrinsics = camera.extrinsics[index] if extrinsics is None else extrinsics
         intrinsics = camera.intrinsics[index] if intrinsics is None else intrinsics
-        image = render(
-            self.asset.geometry, self.material, self.light, extrinsics, intrinsics, camera.height_width(index)
-        )
-        return image, self._targets[size][index]
+        return render_colors(self.proxy, extrinsics, intrinsics, camera.height_width(index)), self._targets[size][index]
 
     @torch.no_grad()
     def agreements(self, similarity: Similarity, indices: list[int], size: int) -> list[tuple[float, float]]:
@@ -302,7 +317,7 @@ def _moved(extrinsics: Tensor, rotation: Tensor, scale: Tensor, shift: Tensor) -
     return torch.cat([top, top.new_tensor([0, 0, 0, 1]).expand(*top.shape[:-2], 1, 4)], dim=-2)
 
 
-def _scale_and_shift(views: Views, asset: Asset) -> _Start:
+def _scale_and_shift(views: Views, proxy: Surface) -> _Start:
     """From the rays through the silhouettes' middles, and the silhouettes' sizes; medians, so a few may be wrong."""
     cameras = views.cameras
     pixels, sizes = [], []
@@ -328,25 +343,36 @@ def _scale_and_shift(views: Views, asset: Asset) -> _Start:
     if not bool(usable.any()):
         raise InputError("The cameras look away from each other, so that no place for the object is left.")
     radius = float((torch.tensor(sizes) / focal.mean(1) * depth)[usable].median())
-    asset_radius, asset_center = _asset_size(asset)
+    asset_radius, asset_center = _size_of(proxy)
     return _Start(asset_radius / radius, center, asset_center)
 
 
-def _asset_size(asset: Asset) -> tuple[float, Tensor]:
+def _size_of(proxy: Surface) -> tuple[float, Tensor]:
     """Radius of a disc as large as the asset's usual silhouette, and the middle of its silhouettes."""
-    vertices = asset.geometry.vertices
-    center = (vertices.amin(0) + vertices.amax(0)) / 2
-    moved = asset.geometry.with_vertices(vertices - center)
-    reach = float((vertices - center).norm(dim=1).max())
+    center = (proxy.vertices.amin(0) + proxy.vertices.amax(0)) / 2
+    moved = replace(proxy, vertices=proxy.vertices - center)
+    reach = float(moved.vertices.norm(dim=1).max())
     cameras = hammersley(12, radius=8 * reach, fov=15.0, size=64)
-    material = PreparedMaterial.of(asset.material)
     sizes = []
-    with torch.no_grad():
-        for index in range(len(cameras)):
-            image = render(moved, material, None, cameras.extrinsics[index], cameras.intrinsics[index], (64, 64))
-            area = float(image[..., 3].sum())
-            sizes.append(math.sqrt(area / math.pi) / float(cameras.intrinsics[index, 0, 0]) * 8 * reach)
+    for index in range(len(cameras)):
+        image = render_colors(moved, cameras.extrinsics[index], cameras.intrinsics[index], (64, 64))
+        area = float(image[..., 3].sum())
+        sizes.append(math.sqrt(area / math.pi) / float(cameras.intrinsics[index, 0, 0]) * 8 * reach)
     return float(np.median(sizes)), center
+
+
+@torch.no_grad()
+def _proxy(asset: Asset) -> Surface:
+    """The asset as pictures this small show it: few faces, with one colour per vertex, diffusely lit."""
+    atlas = asset.atlas
+    pyramid = mip_pyramid(asset.material.base_color)
+    level = torch.full((len(atlas.uvs),), _PROXY_LEVEL)
+    colors = sample(pyramid, torch.from_numpy(atlas.uvs), level)
+    if asset.environment is not None:
+        colors = colors * filter_light(asset.environment).irradiance(torch.from_numpy(atlas.normals))
+    low = simplify(asset.surface, 0.0, _PROXY_FACES)
+    nearest = cKDTree(atlas.vertices).query(low.vertices)[1]
+    return Surface(torch.from_numpy(low.vertices), torch.from_numpy(low.faces).long(), colors[nearest])
 
 
 def _rotations(seed: int) -> list[Tensor]:

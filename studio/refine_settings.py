@@ -26,11 +26,11 @@ class RefineSettings(Settings):
         le=1024,
         multiple_of=32,
     )
-    geometry: Literal["surface", "volume", "fixed"] = choice(
+    geometry: Literal["auto", "surface", "volume", "fixed"] = choice(
         "Shape",
         "surface: moves the mesh's vertices. volume: first lets holes open and close, on a grid. fixed: keeps the "
-        "shape.",
-        default="surface",
+        "shape. auto: volume where the silhouettes are far from those of the photos, else surface.",
+        default="auto",
         technical="vertex offsets, FlexiCubes, or neither",
     )
     material: bool = choice("Fit the surface's colours", "Off keeps the texture as it is.", default=True)

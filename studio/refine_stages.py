@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,7 +23,7 @@ from nvdiffrec.asset_files import load_asset
 from nvdiffrec.finish import finish
 from nvdiffrec.fit import FitOptions
 from nvdiffrec.from_scratch import GridSettings, fit_mesh
-from nvdiffrec.optimise import Progress, RefineResult, refine, score_asset, verdict
+from nvdiffrec.optimise import Progress, RefineResult, held_out_views, refine, score_asset, verdict
 from nvdiffrec.optimise import RefineSettings as LoopSettings
 from nvdiffrec.registration import Registration
 from nvdiffrec.result import quantised
@@ -36,6 +37,7 @@ from trellis.errors import InputError
 from trellis.export.texels import dilate
 from trellis.pipelines.image_preparation import cut_out, has_usable_alpha
 from trellis.pipelines.trellis_vggt_to_3d import TrellisVGGTTo3DPipeline
+from trellis.renderers.cameras import Cameras
 
 STAGES = (
     Stage("open", "Photos", "Opening the asset and the photos"),
@@ -48,6 +50,7 @@ STAGES = (
 )
 
 _TRUSTED_IOU = 0.75  # silhouettes that agree this well as they are need no search for the cameras' frame
+_CLOSE_IOU = 0.87  # silhouettes that agree less have parts missing or added, which moving vertices cannot mend
 _SOLID = 0.8  # of the alpha; prepared views are black below it
 _EVALUATIONS = 10  # of a whole refinement: scores, previews and saved states
 _GRID_STEPS = 0.4  # of the steps, before those of the mesh
@@ -105,14 +108,15 @@ def register(views: Views, asset: Asset, settings: RefineSettings, report: Repor
     report(0, 1)
     if settings.registration == "keep":
         return registration.judge(views, asset)
-    guess = None
     if settings.registration == "auto":
-        guess = registration.IDENTITY
-        ious = registration.agreement(views, asset)
-        if not views.predicted and float(np.median(ious)) >= _TRUSTED_IOU:
-            report(1, 1)
+        if not views.predicted and float(np.median(registration.agreement(views, asset))) >= _TRUSTED_IOU:
             return registration.judge(views, asset)
-    return registration.register(views, asset, guess, settings.seed, callback=lambda step, of: report(step, of))
+        with suppress(InputError):  # nothing fits near where they are
+            near = registration.register(views, asset, registration.IDENTITY, search=False, callback=report)
+            if float(np.median([placement.iou for placement in near.placements])) >= _TRUSTED_IOU:
+                return near
+    guess = registration.IDENTITY if settings.registration == "auto" else None
+    return registration.register(views, asset, guess, settings.seed, callback=report)
 
 
 def optimise(
@@ -130,10 +134,11 @@ def optimise(
     Returns the result, and the asset that the loop started from (another than `asset` if its topology was free).
     """
     report(0, settings.steps)
-    start, done = asset, 0
-    if settings.geometry == "volume":
+    start, cameras, done = asset, views.cameras, 0
+    if settings.geometry == "volume" or (settings.geometry == "auto" and _is_far_off(views, asset)):
         done = round(_GRID_STEPS * settings.steps)
-        start = _from_volume(views, asset, settings, done, report)
+        start, cameras = _from_volume(views, asset, settings, done, report)
+    moved = views.with_cameras(cameras)
     fit = FitOptions(
         geometry=settings.geometry != "fixed",
         material=settings.material,
@@ -147,7 +152,7 @@ def optimise(
     loop = LoopSettings(steps, settings.resolution, evaluate_every=max(1, steps // _EVALUATIONS), seed=settings.seed,
                         fit=fit)  # fmt: skip
     stop = threading.Event()
-    for item in refine(views, start, loop, baseline=asset, cancel=stop, state_file=state_file):
+    for item in refine(moved, start, loop, baseline=(asset, views.cameras), cancel=stop, state_file=state_file):
         if isinstance(item, Progress):
             preview = None if item.preview is None else previews.array(_bytes(item.preview.permute(2, 0, 1)))
             if cancelled():
@@ -179,13 +184,23 @@ def bake(
     return result
 
 
-def _from_volume(views: Views, asset: Asset, settings: RefineSettings, steps: int, report: Report) -> Asset:
-    """The asset's shape on a grid, fitted with its topology free, and painted from the photographs."""
+def _is_far_off(views: Views, asset: Asset) -> bool:
+    return float(np.median(registration.agreement(views, asset))) < _CLOSE_IOU
+
+
+def _from_volume(
+    views: Views, asset: Asset, settings: RefineSettings, steps: int, report: Report
+) -> tuple[Asset, Cameras]:
+    """The asset's shape on a grid, fitted with its topology free and painted from the photographs; and the cameras."""
+    held_out = held_out_views(len(views))
+    if settings.correct_cameras is not None:
+        views = replace(views, predicted=settings.correct_cameras)
     grid = GridSettings(steps=steps, resolution=min(settings.resolution, GridSettings.resolution))
-    for progress in fit_mesh(asset.geometry.vertices, asset.geometry.faces, views, grid, settings.seed):
+    for progress in fit_mesh(asset.geometry.vertices, asset.geometry.faces, views, grid, settings.seed, held_out):
         report(progress.step, settings.steps, loss=progress.loss)
-    surface = replace(progress.surface, vertices=progress.placement.to_world(progress.surface.vertices))
-    return asset_from_views(surface, views, settings.texture_size)
+    training = [index for index in range(len(views)) if index not in held_out]
+    seen = views.with_cameras(progress.cameras).subset(training)
+    return asset_from_views(progress.surface, seen, settings.texture_size), progress.cameras
 
 
 def _matched(photos: tuple[View, ...], cameras: Path, settings: RefineSettings, report: Report) -> Views:
