@@ -12,20 +12,16 @@ from collections.abc import Callable, Iterable
 import numpy as np
 from scipy.spatial import cKDTree
 
-from trellis.export.creases import crease_pixels
 from trellis.export.solve import TextureSystem
 from trellis.export.texels import Texels
+from trellis.export.trust import judge
 from trellis.export.unwrap import Atlas
-from trellis.export.views import Hit, Looker, View
+from trellis.export.views import Looker, View
 from trellis.renderers.cameras import Cameras
 from trellis.renderers.numba_runtime import exclusive, kernel, prange
 
 _MIN_COSINE = 0.1  # flatter than 84 degrees, a pixel's footprint is ten pixels long
-_MIN_ALPHA = 0.5  # thinner than this, the picture shows mostly its background
 DEPTH_TOLERANCE = 0.015  # of the object's radius; about five pixels of depth at 45 degrees in a 512-pixel view
-_SPLAT_DEPTH_SPREAD = 0.03  # of the object's radius; splats of one surface lie within about this of it
-_LEAST_TRUST = 1e-3  # where all splats are off the surface, their colours are still better than none
-_AT_CREASES = np.float32(0.02)  # of the usual trust, in pixels that may show the other side of an edge
 _NORMAL_WEIGHT = 0.3  # of the object's radius per unit: keeps the two sides of a thin plate apart when filling
 _POORLY_SHOWN = 0.05  # of the usual weight: only gaps and grazing views; a well shown neighbour knows better
 _REACH = 0.02  # of the object's radius: how far such a neighbour may be
@@ -62,9 +58,7 @@ def bake_views(
     normals = atlas.surface.face_normals()
     for k, view in enumerate(views):
         hit = looker.look(cameras, k)
-        depth = np.where(hit.face_ids >= 0, hit.depth, np.float32(np.inf))
-        trusted = trust(view, hit, radius)
-        trusted[crease_pixels(hit, normals)] *= _AT_CREASES
+        trusted, depth = judge(view, hit, normals, radius)
         gather(texels, cameras, k, view.color, trusted, depth, DEPTH_TOLERANCE * max(radius, 1e-6), sums, weights)
         if system is not None:
             system.add(view.color, trusted, hit, centers[k])
@@ -122,19 +116,6 @@ def gather(
             weights,
         )
     return sums, weights
-
-
-def trust(view: View, hit: Hit, radius: float) -> np.ndarray:
-    """How far each pixel of a picture shows the surface itself, [H, W] float32 in [0, 1].
-
-    That is its coverage, less where the mean depth of the splats is off the surface: through gaps between splats
-    the far side shines.
-    """
-    trusted = np.where(view.alpha < _MIN_ALPHA, np.float32(0), view.alpha)
-    if view.depth is None:
-        return trusted
-    offset = (view.depth - hit.depth) / np.float32(max(_SPLAT_DEPTH_SPREAD * radius, 1e-9))
-    return trusted * np.maximum(np.exp(-np.square(offset)), np.float32(_LEAST_TRUST))
 
 
 def fill_hidden(

@@ -68,7 +68,7 @@ def _crowded_edges(surface: Surface) -> tuple[np.ndarray, list[list[tuple[int, .
 
 
 def _cut_at_corners(surface: Surface) -> tuple[Surface, np.ndarray]:
-    """Every fan of faces around a corner of a crowded edge on a vertex of its own; and which faces [F] had such edges."""
+    """Every fan of faces around a corner of a crowded edge on its own vertex; and which faces [F] had such edges."""
     plain, crowded = _crowded_edges(surface)
     ids = position_ids(surface.vertices)[surface.faces].ravel()
     links = np.concatenate([plain, np.array([p for edge in crowded for p in edge if len(p) == 2]).reshape(-1, 2)])

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 
 from trellis.errors import InputError
 from trellis.export.bake import bake_views
@@ -26,6 +28,7 @@ from trellis.representations.gaussian import Gaussian
 Progress = Callable[[str, int, int], None]  # (stage, step, of); may raise to cancel
 
 STAGES = ("clean", "simplify", "unwrap", "bake")
+_LEAST_SIZE = 256  # of a texture that is baked for enlarging: gutters of two texels must remain
 
 
 @dataclass(frozen=True)
@@ -122,11 +125,12 @@ def bake_texture(
 
     With photographs, those replace it where they see the surface well.
     """
-    texels = texels_of(atlas, texture_size)
     cameras = surround(dense, options.num_views, options.view_resolution)
-    system = TextureSystem(atlas, texture_size) if options.refine_steps else None
     total = len(cameras) + (0 if photographs is None else len(photographs.cameras))
     report("bake", 0, total)
+    size = resolved_size(atlas, cameras, texture_size)
+    texels = texels_of(atlas, size)
+    system = TextureSystem(atlas, size) if options.refine_steps else None
     views = _views(dense, gaussian, cameras)
     colors, _ = bake_views(atlas, texels, cameras, views, lambda done: report("bake", done, total), system)
     texture = paint(texels, colors)
@@ -135,13 +139,41 @@ def bake_texture(
         known = system.touched
         known[texels.rows, texels.columns] = True
         texture = dilate(texture, known)
+    texture = enlarged(texture, texture_size)
     if photographs is not None:
+        texels = texels_of(atlas, texture_size)
         base = texture[texels.rows, texels.columns]
         count = len(cameras)
         blended = blend_photographs(atlas, texels, photographs, base, lambda done: report("bake", count + done, total))
         texture = paint(texels, blended.colors)
     report("bake", total, total)
     return (texture * 255 + 0.5).clip(0, 255).astype(np.uint8)
+
+
+def resolved_size(atlas: Atlas, cameras: Cameras, texture_size: int) -> int:
+    """The texture size, halved as long as its texels stay smaller than the pixels of the pictures on the surface.
+
+    Finer texels would only interpolate, which `enlarged` does faster and without the noise of few pixels per texel.
+    """
+    center, _ = atlas.surface.bounding_sphere()
+    distance = np.linalg.norm(cameras.centers.numpy() - center, axis=1).mean()
+    pixels_per_unit = float(cameras.intrinsics[:, 0, 0].mean()) / distance
+    a, b, c = np.moveaxis(atlas.uvs[atlas.faces].astype(np.float64), 1, 0)
+    covered = 0.5 * np.abs((b - a)[:, 0] * (c - a)[:, 1] - (b - a)[:, 1] * (c - a)[:, 0]).sum()
+    textures_per_unit = np.sqrt(covered / max(atlas.surface.face_areas().sum(), 1e-30))
+    size = texture_size
+    while size // 2 * textures_per_unit >= pixels_per_unit and size // 2 >= _LEAST_SIZE:
+        size //= 2
+    return size
+
+
+def enlarged(texture: np.ndarray, size: int) -> np.ndarray:
+    """A texture [S, S, 3] at `size` texels a side, interpolated linearly."""
+    if len(texture) == size:
+        return texture
+    image = torch.from_numpy(texture).permute(2, 0, 1)[None]
+    image = F.interpolate(image, (size, size), mode="bilinear", align_corners=False)
+    return np.ascontiguousarray(image[0].permute(1, 2, 0).numpy())
 
 
 def _views(dense: Surface, gaussian: Gaussian | None, cameras: Cameras) -> Iterator[View]:

@@ -10,16 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from scipy import ndimage
 
 from trellis.export.unwrap import Atlas
 from trellis.export.views import Hit
 from trellis.renderers.numba_runtime import exclusive, kernel, prange
 
-_ANCHOR = 0.15  # of the usual weight of a texel: pull towards the start, where pictures say little
+_ANCHOR = 0.5  # of the usual weight of a texel: pull towards the start, which holds back the noise of the pictures
 _MIN_TRUST = 0.2  # pixels that show mostly something else teach nothing
 _MIN_COSINE = 0.2
-_ROOM = 0.75  # of the range of colours around a texel, by which the answer may leave that range
+_ROOM = np.float32(0.75)  # of the range of colours around a texel, by which the answer may leave that range
 _CONVERGED = 1e-4  # of the first residual's length
 
 
@@ -30,9 +29,9 @@ class TextureSystem:
         self._faces, self._vertices = atlas.faces, atlas.vertices
         self._places = np.stack([atlas.uvs[:, 0] * size, (1 - atlas.uvs[:, 1]) * size], axis=1).astype(np.float32)
         self._normals = atlas.surface.face_normals()
-        # Links of a texel to itself, and to those right, below left, below and below right of it.
-        self._links = np.zeros((size, size, 5), dtype=np.float32)
-        self._sums = np.zeros((size, size, 3), dtype=np.float32)
+        # Of a texel: its links to itself and to those right, below left, below and below right of it, and the sums of
+        # its colour. Side by side, because a pixel scatters into all of them.
+        self._entries = np.zeros((size, size, 8), dtype=np.float32)
 
     def add(self, color: np.ndarray, trusted: np.ndarray, hit: Hit, center: np.ndarray) -> None:
         """Enter one picture.
@@ -47,17 +46,20 @@ class TextureSystem:
             _accumulate(
                 hit.face_ids, hit.barycentrics, self._faces, self._vertices, self._places, self._normals,
                 center.astype(np.float32), np.ascontiguousarray(color), trusted.astype(np.float32),
-                self._links, self._sums,
+                self._entries,
             )  # fmt: skip
 
     @property
     def touched(self) -> np.ndarray:
         """[S, S] bool: texels that some pixel shows."""
-        return self._links[..., 0] > 0
+        return self._entries[..., 0] > 0
 
     def gradient(self, texture: np.ndarray) -> np.ndarray:
         """Of half the weighted squared difference between a texture [S, S, 3] and the pictures, [S, S, 3]."""
-        return _applied(self._links, texture) - self._sums
+        result, unused = np.zeros_like(texture), np.zeros(len(texture))
+        with exclusive():
+            _apply(self._entries, np.float32(0), texture, result, unused)
+        return result - self._entries[..., 5:]
 
     def solve(self, start: np.ndarray, steps: int, on_step: Callable[[int], None] | None = None) -> np.ndarray:
         """The texture [S, S, 3] float32 in [0, 1] after at most `steps` conjugate-gradient steps from `start`.
@@ -67,43 +69,32 @@ class TextureSystem:
         touched = self.touched
         if steps == 0 or not touched.any():
             return start
-        diagonal = self._links[..., 0]
-        anchor = np.float32(_ANCHOR * np.median(diagonal[touched]))
-        links = self._links.copy()
-        links[..., 0] += anchor
-        scale = 1 / links[..., :1]
+        anchor = np.float32(_ANCHOR * np.median(self._entries[..., 0][touched]))
         residual = -self.gradient(start)
-        change = np.zeros_like(start)
-        direction = scaled = scale * residual
-        energy = first = float(np.vdot(residual, scaled))
-        for step in range(steps):
-            if energy <= _CONVERGED**2 * first:
-                break
-            image = _applied(links, direction)
-            length = np.float32(energy / float(np.vdot(direction, image)))
-            change += length * direction
-            residual -= length * image
-            scaled = scale * residual
-            before, energy = energy, float(np.vdot(residual, scaled))
-            direction = scaled + np.float32(energy / before) * direction
-            if on_step is not None:
-                on_step(step + 1)
-        # Pixels that show the other side of an edge make waves beside it; where the start is flat, the answer stays so.
-        low, high = ndimage.minimum_filter(start, (3, 3, 1)), ndimage.maximum_filter(start, (3, 3, 1))
-        room = _ROOM * (high - low)
-        return (start + change).clip(low - room, high + room).clip(0, 1)
-
-
-def _applied(links: np.ndarray, texture: np.ndarray) -> np.ndarray:
-    result = np.empty_like(texture)
-    with exclusive():
-        _apply(links, texture, result)
-    return result
+        change, image, direction = np.zeros_like(start), np.zeros_like(start), np.zeros_like(start)
+        partial = np.zeros(len(start))
+        with exclusive():
+            _advance(self._entries, anchor, np.float32(0), direction, image, change, residual, partial)
+            energy = first = partial.sum()
+            _turn(self._entries, anchor, np.float32(0), residual, direction)
+            for step in range(steps):
+                if energy <= _CONVERGED**2 * first:
+                    break
+                _apply(self._entries, anchor, direction, image, partial)
+                length = np.float32(energy / partial.sum())
+                _advance(self._entries, anchor, length, direction, image, change, residual, partial)
+                before, energy = energy, partial.sum()
+                _turn(self._entries, anchor, np.float32(energy / before), residual, direction)
+                if on_step is not None:
+                    on_step(step + 1)
+            result = np.empty_like(start)
+            _add_within_room(start, change, result)
+        return result
 
 
 @kernel
-def _accumulate(face_ids, barycentrics, faces, vertices, places, normals, center, color, trusted, links, sums):
-    size = links.shape[0]
+def _accumulate(face_ids, barycentrics, faces, vertices, places, normals, center, color, trusted, entries):
+    size = entries.shape[0]
     for row in range(face_ids.shape[0]):
         for column in range(face_ids.shape[1]):
             face = face_ids[row, column]
@@ -125,52 +116,106 @@ def _accumulate(face_ids, barycentrics, faces, vertices, places, normals, center
             low = min(max(y - top, np.float32(0)), np.float32(1))
             w00, w01 = (1 - low) * (1 - right), (1 - low) * right
             w10, w11 = low * (1 - right), low * right
-            links[top, left, 0] += weight * w00 * w00
-            links[top, left + 1, 0] += weight * w01 * w01
-            links[top + 1, left, 0] += weight * w10 * w10
-            links[top + 1, left + 1, 0] += weight * w11 * w11
-            links[top, left, 1] += weight * w00 * w01
-            links[top + 1, left, 1] += weight * w10 * w11
-            links[top, left + 1, 2] += weight * w01 * w10
-            links[top, left, 3] += weight * w00 * w10
-            links[top, left + 1, 3] += weight * w01 * w11
-            links[top, left, 4] += weight * w00 * w11
+            here, right_of, below = entries[top, left], entries[top, left + 1], entries[top + 1, left]
+            diagonal = entries[top + 1, left + 1]
+            here[0] += weight * w00 * w00
+            here[1] += weight * w00 * w01
+            here[3] += weight * w00 * w10
+            here[4] += weight * w00 * w11
+            right_of[0] += weight * w01 * w01
+            right_of[2] += weight * w01 * w10
+            right_of[3] += weight * w01 * w11
+            below[0] += weight * w10 * w10
+            below[1] += weight * w10 * w11
+            diagonal[0] += weight * w11 * w11
             for k in range(3):
                 value = weight * color[row, column, k]
-                sums[top, left, k] += w00 * value
-                sums[top, left + 1, k] += w01 * value
-                sums[top + 1, left, k] += w10 * value
-                sums[top + 1, left + 1, k] += w11 * value
+                here[5 + k] += w00 * value
+                right_of[5 + k] += w01 * value
+                below[5 + k] += w10 * value
+                diagonal[5 + k] += w11 * value
 
 
 @kernel(parallel=True)
-def _apply(links, texture, result):
-    size = links.shape[0]
+def _apply(entries, anchor, texture, result, dots):
+    """`result` = (links + anchor) texture at touched texels, and by row the inner product of the two."""
+    size, zero = entries.shape[0], np.float32(0)
+    for row in prange(size):
+        dot = 0.0
+        for column in range(size):
+            links = entries[row, column]
+            if links[0] <= 0:
+                continue
+            left, right = max(column - 1, 0), min(column + 1, size - 1)
+            # A texel's own links that would lead out of the image are zero.
+            above, below = max(row - 1, 0), min(row + 1, size - 1)
+            from_left = entries[row, left, 1] if column > 0 else zero
+            from_above = entries[above, column, 3] if row > 0 else zero
+            from_right_above = entries[above, right, 2] if row > 0 and column < size - 1 else zero
+            from_left_above = entries[above, left, 4] if row > 0 and column > 0 else zero
+            for k in range(3):
+                value = (
+                    (links[0] + anchor) * texture[row, column, k]
+                    + links[1] * texture[row, right, k]
+                    + links[2] * texture[below, left, k]
+                    + links[3] * texture[below, column, k]
+                    + links[4] * texture[below, right, k]
+                    + from_left * texture[row, left, k]
+                    + from_above * texture[above, column, k]
+                    + from_right_above * texture[above, right, k]
+                    + from_left_above * texture[above, left, k]
+                )
+                result[row, column, k] = value
+                dot += value * texture[row, column, k]
+        dots[row] = dot
+
+
+@kernel(parallel=True)
+def _advance(entries, anchor, length, direction, image, change, residual, energies):
+    """A step along `direction`, and by row the energy of the residual, scaled by the diagonal, that is left."""
+    size = entries.shape[0]
+    for row in prange(size):
+        energy = 0.0
+        for column in range(size):
+            diagonal = entries[row, column, 0]
+            if diagonal <= 0:
+                continue
+            for k in range(3):
+                change[row, column, k] += length * direction[row, column, k]
+                residual[row, column, k] -= length * image[row, column, k]
+                energy += residual[row, column, k] ** 2 / (diagonal + anchor)
+        energies[row] = energy
+
+
+@kernel(parallel=True)
+def _turn(entries, anchor, keep, residual, direction):
+    """The next direction: the scaled residual, plus `keep` of the last direction."""
+    size = entries.shape[0]
+    for row in prange(size):
+        for column in range(size):
+            diagonal = entries[row, column, 0]
+            if diagonal > 0:
+                for k in range(3):
+                    step = residual[row, column, k] / (diagonal + anchor)
+                    direction[row, column, k] = step + keep * direction[row, column, k]
+
+
+@kernel(parallel=True)
+def _add_within_room(start, change, result):
+    """`start` + `change`, leaving the range of the colours around a texel by no more than the room, within [0, 1].
+
+    Pixels that show the other side of an edge make waves beside it; where the start is flat, the answer stays so.
+    """
+    size = start.shape[0]
     for row in prange(size):
         for column in range(size):
             for k in range(3):
-                result[row, column, k] = links[row, column, 0] * texture[row, column, k]
-            if column + 1 < size:
-                for k in range(3):
-                    result[row, column, k] += links[row, column, 1] * texture[row, column + 1, k]
-            if column > 0:
-                for k in range(3):
-                    result[row, column, k] += links[row, column - 1, 1] * texture[row, column - 1, k]
-            if row + 1 < size:
-                for k in range(3):
-                    result[row, column, k] += links[row, column, 3] * texture[row + 1, column, k]
-                if column > 0:
-                    for k in range(3):
-                        result[row, column, k] += links[row, column, 2] * texture[row + 1, column - 1, k]
-                if column + 1 < size:
-                    for k in range(3):
-                        result[row, column, k] += links[row, column, 4] * texture[row + 1, column + 1, k]
-            if row > 0:
-                for k in range(3):
-                    result[row, column, k] += links[row - 1, column, 3] * texture[row - 1, column, k]
-                if column + 1 < size:
-                    for k in range(3):
-                        result[row, column, k] += links[row - 1, column + 1, 2] * texture[row - 1, column + 1, k]
-                if column > 0:
-                    for k in range(3):
-                        result[row, column, k] += links[row - 1, column - 1, 4] * texture[row - 1, column - 1, k]
+                value = start[row, column, k]
+                if change[row, column, k] != 0:
+                    low = high = value
+                    for r in range(max(row - 1, 0), min(row + 2, size)):
+                        for c in range(max(column - 1, 0), min(column + 2, size)):
+                            low, high = min(low, start[r, c, k]), max(high, start[r, c, k])
+                    room = _ROOM * (high - low)
+                    value = min(max(value + change[row, column, k], low - room), high + room)
+                result[row, column, k] = min(max(value, np.float32(0)), np.float32(1))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import subprocess
 import sys
+import threading
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,11 @@ from scipy import sparse
 from trellis.errors import InputError
 from trellis.export.box_charts import box_charts
 from trellis.export.surface import Surface
+
+_PACKED_SHARE = 0.77  # of the texture's side: xatlas overshoots the side that it is given by about this much
+_REMEMBERED = 4  # atlases kept, a megabyte each, so that a new bake of the same surface need not wait
+_recent: dict[bytes, Atlas] = {}
+_lock = threading.Lock()
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,19 +56,19 @@ class UnwrapOptions:
     Attributes:
         smooth_steps: Taubin steps on the copy that is cut. Charts break at noise, and their number drives the time.
         max_cost: how uneven a chart may get before a new one begins; higher gives fewer, more stretched charts.
+        max_chart_faces: a chart's area is bounded by that of this many average faces; time grows with the square.
         iterations: rounds of growing charts again from better seeds.
         padding: empty texels between charts; None for 1/256 of the texture, at least 2: charts then stay apart in
             the first mipmap levels of any texture.
-        brute_force: pack as tightly as possible, slowly.
         time_limit: seconds for xatlas; when they are over the charts come from `box_charts`, which never takes long.
             0 goes there at once.
     """
 
     smooth_steps: int = 5
     max_cost: float = 2.0
+    max_chart_faces: int = 1000
     iterations: int = 1
     padding: int | None = None
-    brute_force: bool = False
     time_limit: float = 60.0
 
     def padding_for(self, texture_size: int) -> int:
@@ -72,8 +79,8 @@ class UnwrapOptions:
 def unwrap(surface: Surface, texture_size: int = 1024, options: UnwrapOptions | None = None) -> Atlas:
     """Cut the surface into charts and pack them for a square texture of `texture_size` texels.
 
-    The charts are found on a smoothed copy and applied to the given vertices. Time grows with the number of faces
-    times the number of charts: 10k smooth faces take under a second, 20k noisy ones several.
+    The charts are found on a smoothed copy and applied to the given vertices. 25k faces take one to two seconds. The
+    last few answers are remembered; from 512 texels on, textures of one shape differ only in scale and share them.
 
     Raises:
         InputError: the texture size is not between 16 and 8192.
@@ -82,7 +89,24 @@ def unwrap(surface: Surface, texture_size: int = 1024, options: UnwrapOptions | 
         raise InputError(f"The texture size must lie between 16 and 8192, but is {texture_size}.")
     options = options or UnwrapOptions()
     padding = options.padding_for(texture_size)
-    answer = _run_xatlas(taubin_smooth(surface, options.smooth_steps), texture_size, padding, options)
+    # Charts are packed in steps of half the padding, which is fine enough, fast, and the same for every large texture.
+    grid = max(round(2 * texture_size / padding * _PACKED_SHARE), 16)
+    key = _key(surface, grid, options)
+    with _lock:
+        known = _recent.get(key)
+    if known is not None:
+        return known
+    atlas = _unwrap(surface, texture_size, grid, padding, options)
+    if atlas.method == "xatlas":
+        with _lock:
+            _recent[key] = atlas
+            while len(_recent) > _REMEMBERED:
+                _recent.pop(next(iter(_recent)))
+    return atlas
+
+
+def _unwrap(surface: Surface, texture_size: int, grid: int, padding: int, options: UnwrapOptions) -> Atlas:
+    answer = _run_xatlas(taubin_smooth(surface, options.smooth_steps), grid, options)
     if answer is None:
         charts = box_charts(surface, texture_size, padding)
         origin, faces, uvs = _joined(surface.faces, charts.labels, charts.corners)
@@ -100,7 +124,16 @@ def unwrap(surface: Surface, texture_size: int = 1024, options: UnwrapOptions | 
     )
 
 
-def _run_xatlas(surface: Surface, texture_size: int, padding: int, options: UnwrapOptions) -> dict | None:
+def _key(surface: Surface, grid: int, options: UnwrapOptions) -> bytes:
+    """Equal for equal atlases: another size of texture often changes nothing."""
+    digest = hashlib.sha256(repr((grid, options)).encode())
+    for array in (surface.vertices, surface.faces):
+        digest.update(repr((array.shape, array.dtype.str)).encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.digest()
+
+
+def _run_xatlas(surface: Surface, grid: int, options: UnwrapOptions) -> dict | None:
     """What `xatlas_worker` answers, or None, with a warning, if it took too long, died, or lost faces."""
     if options.time_limit <= 0:
         return None
@@ -109,11 +142,11 @@ def _run_xatlas(surface: Surface, texture_size: int, padding: int, options: Unwr
         request,
         vertices=surface.vertices,
         faces=surface.faces.astype(np.uint32),
-        texture_size=texture_size,
-        padding=padding,
+        grid=grid,
+        padding=2,
         max_cost=options.max_cost,
+        max_chart_area=options.max_chart_faces * surface.face_areas().mean(),
         iterations=options.iterations,
-        brute_force=options.brute_force,
     )
     command = [sys.executable, str(Path(__file__).with_name("xatlas_worker.py"))]
     try:

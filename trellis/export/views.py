@@ -91,14 +91,19 @@ class Looker:
 def gaussian_views(gaussian: Gaussian, cameras: Cameras) -> Iterator[View]:
     """Pictures of the splats."""
     gaussian = gaussian.to("cpu")
+    with torch.no_grad():  # once for all pictures
+        colors = gaussian.raw_color.clamp_min(0)
+        fields = gaussian.get_xyz, gaussian.get_rotation, gaussian.get_scaling, gaussian.get_opacity[:, 0], colors
     for k in range(len(cameras)):
         with torch.no_grad():
-            image = gaussian_raster.render(gaussian, cameras, k)
+            image = gaussian_raster.render_gaussians(
+                *fields, cameras.extrinsics[k], cameras.intrinsics[k], *cameras.height_width(k)
+            )
         alpha = image.alpha[0].numpy()
         # The splats were blended over black: dividing by the coverage recovers their own mean colour.
-        coverage = np.maximum(alpha, 1e-3)
-        color = image.color.permute(1, 2, 0).numpy() / coverage[..., None]
-        yield View(color.clip(0, 1), alpha, image.depth[0].numpy() / coverage)
+        coverage = image.alpha[0].clamp_min(1e-3)
+        color = (image.color / coverage).clamp_(0, 1).permute(1, 2, 0).contiguous().numpy()
+        yield View(color, alpha, (image.depth[0] / coverage).numpy())
 
 
 def surface_views(surface: Surface, cameras: Cameras) -> Iterator[View]:

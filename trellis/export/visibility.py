@@ -17,6 +17,8 @@ from trellis.renderers.numba_runtime import exclusive, kernel, prange
 _TASKS = 8  # cameras are dealt to this many tasks, each with counters of its own
 _MIN_COSINE = 0.15  # flatter than this, a pixel spans so much depth that its neighbour behind would pass the test
 _FAR = np.float32(1e30)
+_NO_AREA = np.float32(1e-12)  # square pixels
+_ZERO, _HALF, _ONE = np.float32(0), np.float32(0.5), np.float32(1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,26 +116,34 @@ def _screen_area(screen, faces, face):
 
 @kernel
 def _fill(screen, faces, face, depth, owner):
+    """Enter a face where it is nearest. Float32 throughout: half of all time is spent here."""
     a, b, c = faces[face, 0], faces[face, 1], faces[face, 2]
     ax, ay, az = screen[a, 0], screen[a, 1], screen[a, 2]
-    bx, by, bz = screen[b, 0] - ax, screen[b, 1] - ay, screen[b, 2] - az
-    cx, cy, cz = screen[c, 0] - ax, screen[c, 1] - ay, screen[c, 2] - az
-    area = bx * cy - by * cx
-    if abs(area) < 1e-12:
+    bx, by = screen[b, 0] - ax, screen[b, 1] - ay
+    cx, cy = screen[c, 0] - ax, screen[c, 1] - ay
+    # Pixel centres lie at half integers; most faces of a dense mesh have none in their bounding box.
+    px, py = ax - _HALF, ay - _HALF
+    first_row = max(int(np.ceil(py + min(_ZERO, by, cy))), 0)
+    last_row = min(int(np.floor(py + max(_ZERO, by, cy))), depth.shape[0] - 1)
+    first_column = max(int(np.ceil(px + min(_ZERO, bx, cx))), 0)
+    last_column = min(int(np.floor(px + max(_ZERO, bx, cx))), depth.shape[1] - 1)
+    if first_row > last_row or first_column > last_column:
         return
-    height, width = depth.shape
-    first_row = max(int(np.ceil(ay + min(0.0, by, cy) - 0.5)), 0)
-    last_row = min(int(np.floor(ay + max(0.0, by, cy) - 0.5)), height - 1)
-    first_column = max(int(np.ceil(ax + min(0.0, bx, cx) - 0.5)), 0)
-    last_column = min(int(np.floor(ax + max(0.0, bx, cx) - 0.5)), width - 1)
+    area = bx * cy - by * cx
+    if abs(area) < _NO_AREA:
+        return
+    inverse = _ONE / area
+    v_x, v_y = cy * inverse, -cx * inverse
+    w_x, w_y = -by * inverse, bx * inverse
+    bz, cz = screen[b, 2] - az, screen[c, 2] - az
     for row in range(first_row, last_row + 1):
-        y = row + 0.5 - ay
+        y = np.float32(row) - py
         for column in range(first_column, last_column + 1):
-            x = column + 0.5 - ax
-            v = (x * cy - y * cx) / area
-            w = (y * bx - x * by) / area
+            x = np.float32(column) - px
+            v = x * v_x + y * v_y
+            w = x * w_x + y * w_y
             # Depth is taken as linear on screen: wrong by less than the square of the face's share of the distance.
-            if v >= 0 and w >= 0 and v + w <= 1:
+            if v >= _ZERO and w >= _ZERO and v + w <= _ONE:
                 z = az + v * bz + w * cz
                 if z < depth[row, column]:
                     depth[row, column] = z

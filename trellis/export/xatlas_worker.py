@@ -15,8 +15,9 @@ def main() -> None:
     request = np.load(io.BytesIO(sys.stdin.buffer.read()))
     charts, packing = xatlas.ChartOptions(), xatlas.PackOptions()
     charts.max_cost, charts.max_iterations = float(request["max_cost"]), int(request["iterations"])
-    packing.resolution, packing.padding = int(request["texture_size"]), int(request["padding"])
-    packing.bruteForce, packing.bilinear = bool(request["brute_force"]), True
+    charts.max_chart_area = float(request["max_chart_area"])
+    packing.resolution, packing.padding = int(request["grid"]), int(request["padding"])
+    packing.bruteForce, packing.bilinear = True, True  # on a coarse grid, trying every place takes no longer
     atlas = xatlas.Atlas()
     atlas.add_mesh(request["vertices"], request["faces"])
     atlas.generate(charts, packing)
