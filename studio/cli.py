@@ -19,7 +19,7 @@ import typer
 from studio import batch as batches
 from studio import compare as comparison
 from studio import replay as replays
-from studio import video
+from studio import video, weights_cli
 from studio.cli_options import (
     DIFFERENT,
     CacheOption,
@@ -41,6 +41,7 @@ from studio.talk import JsonTalk, Talk, TextTalk
 from trellis.errors import InputError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, help=__doc__)
+app.add_typer(weights_cli.app, name="weights")
 
 _ViewsArgument = Annotated[
     list[Path], typer.Argument(help="Photos of one object, front first, or one folder of them, or one video.")

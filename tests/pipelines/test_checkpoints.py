@@ -15,7 +15,7 @@ from tiny_checkpoint import ENCODERS, MODELS
 
 from trellis.errors import InputError
 from trellis.models import VGGT
-from trellis.pipelines import Checkpoint, TrellisVGGTTo3DPipeline, checkpoints
+from trellis.pipelines import Checkpoint, TrellisVGGTTo3DPipeline, published
 from trellis.pipelines.checkpoints import build_model
 
 load = TrellisVGGTTo3DPipeline.from_pretrained
@@ -250,8 +250,8 @@ def test_published_dinov2_is_read_without_executing_it(no_network, folder, monke
 
     # The published size is too large for a test; the entry is the same.
     tiny = json.loads((folder / "ckpts/image_cond_model.json").read_text())["args"]
-    entry = (tiny, file.name, "https://nowhere.invalid")
-    monkeypatch.setitem(checkpoints._DINOV2, "dinov2_vitl14_reg", entry)
+    entry = published.HubEncoder(tiny, file.name, file.stat().st_size, "https://nowhere.invalid")
+    monkeypatch.setitem(published.TORCH_HUB_ENCODERS, "dinov2_vitl14_reg", entry)
     torch.save(load_file(folder / "ckpts/image_cond_model.safetensors"), file)
     assert load(folder).report.complete
 

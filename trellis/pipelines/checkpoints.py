@@ -12,7 +12,6 @@ are plain JSON, weights are safetensors (one published file, DINOv2's, is a pick
 from __future__ import annotations
 
 import inspect
-import json
 import logging
 import pickle
 from collections.abc import Sequence
@@ -29,7 +28,9 @@ from torch.overrides import TorchFunctionMode
 
 from trellis import models
 from trellis.errors import InputError
+from trellis.files import read_json
 from trellis.pipelines.hub import MINI_HINT, hub_file, torch_hub_file
+from trellis.pipelines.published import TORCH_HUB_ENCODERS, VGGT_REPOSITORY
 from trellis.pipelines.quantisation import dequantise
 
 logger = logging.getLogger(__name__)
@@ -37,17 +38,6 @@ logger = logging.getLogger(__name__)
 # Weights that published files hold and no network here has: remains of the conditioner's training.
 UNUSED_PREFIXES = ("fuse_blocks.",)
 SAMPLER = "FlowEulerGuidanceIntervalSampler"
-PUBLISHED_VGGT = "Stable-X/vggt-object-v0-1"
-_MAX_JSON_BYTES = 2**20
-
-# Image encoders that pipeline.json may call by their torch-hub entry: constructor arguments, file, address.
-_DINOV2 = {
-    "dinov2_vitl14_reg": (
-        {"img_size": 518, "patch_size": 14, "embed_dim": 1024, "depth": 24, "num_heads": 16, "num_register_tokens": 4},
-        "dinov2_vitl14_reg4_pretrain.pth",
-        "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_reg4_pretrain.pth",
-    )
-}
 
 
 @dataclass(frozen=True)
@@ -183,7 +173,7 @@ class Checkpoint:
         The configured one is a file stem in this checkpoint, or like `source` a repository with config.json and
         model.safetensors; `source` may also be such a folder.
         """
-        stem = source or self.args.get("vggt_model", PUBLISHED_VGGT)
+        stem = source or self.args.get("vggt_model", VGGT_REPOSITORY)
         if source is None and (self._is_own(stem) or self._local_pair(stem) is not None):
             return self._load_stem(stem, "vggt_model", "VGGT")
         folder = Path(source).expanduser() if source else None
@@ -205,16 +195,17 @@ class Checkpoint:
     def load_image_encoder(self, source: str | None = None) -> nn.Module:
         """DINOv2 from `source`, default pipeline.json's "image_cond_model": a file stem here or a torch-hub entry."""
         name = source or self.args.get("image_cond_model", "dinov2_vitl14_reg")
-        if name not in _DINOV2:
+        if name not in TORCH_HUB_ENCODERS:
             return self._load_stem(name, "image_cond_model", "DinoVisionTransformer")
-        args, filename, url = _DINOV2[name]
+        encoder = TORCH_HUB_ENCODERS[name]
+        filename = encoder.file
         local = [self.folder / filename, self.folder / "ckpts" / filename] if self.folder else []
-        file = next((path for path in local if path.is_file()), None) or torch_hub_file(filename, url)
+        file = next((path for path in local if path.is_file()), None) or torch_hub_file(filename, encoder.url)
         try:
             state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
             raise InputError(f"{filename} is damaged or holds more than weights; download it again.") from error
-        return self._build("DinoVisionTransformer", args, state, "image_cond_model", file)
+        return self._build("DinoVisionTransformer", encoder.args, state, "image_cond_model", file)
 
     def _load_stem(self, stem: str, key: str, expected_class: str | None = None) -> nn.Module:
         config_file, weights_file = self._pair(stem)
@@ -309,18 +300,6 @@ def load_weights(
     placed = {key: value.to(device, own[key].dtype) for key, value in state.items() if key in own}
     module.load_state_dict(placed, strict=False, assign=True)
     return ModelReport(name, file, missing, surplus)
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object of at most a megabyte; InputError otherwise."""
-    try:
-        text = file.read_bytes()
-        value = json.loads(text) if len(text) <= _MAX_JSON_BYTES else None
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"The configuration {file.name} cannot be read: {error}.") from error
-    if not isinstance(value, dict):
-        raise InputError(f"The configuration {file.name} is not a JSON object of at most one megabyte.")
-    return value
 
 
 def read_safetensors(file: Path) -> dict[str, torch.Tensor]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import errno
 from pathlib import Path
 
-import torch
-
 from trellis.errors import InputError
 
 MINI_HINT = "the embedded mini checkpoint, assets/mini, works without any download"
@@ -33,26 +31,28 @@ def hub_file(repository: str, filename: str, revision: str | None = None) -> Pat
     except Exception as error:  # what the network stack raises differs from one hub version to the next
         raise InputError(
             f"{filename} of '{repository}' is neither on this machine nor can it be downloaded now "
-            f"({_reason(error)}): run `hf download {repository}` where there is a network, or note that {MINI_HINT}."
+            f"({reason(error)}): run `hf download {repository}` where there is a network, or note that {MINI_HINT}."
         ) from error
 
 
 def torch_hub_file(filename: str, url: str) -> Path:
     """A file of torch hub's download folder, downloaded if it is not there; InputError if it is not to be had."""
+    import torch
+
     file = Path(torch.hub.get_dir()) / "checkpoints" / filename
     if file.is_file():
         return file
     if _offline():
-        reason = "offline mode"
+        why = "offline mode"
     else:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(file), progress=False)
             return file
         except OSError as error:  # URLError and its kin are OSErrors
-            reason = _reason(error)
+            why = reason(error)
     raise InputError(
-        f"{filename} is neither on this machine nor can it be downloaded now ({reason}): fetch {url} into "
+        f"{filename} is neither on this machine nor can it be downloaded now ({why}): fetch {url} into "
         f"{file.parent}, or note that {MINI_HINT}."
     )
 
@@ -63,7 +63,8 @@ def _offline() -> bool:
     return constants.HF_HUB_OFFLINE
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """A few words on why something could not be downloaded."""
     if _offline():
         return "offline mode"
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
