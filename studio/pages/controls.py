@@ -7,26 +7,30 @@ from typing import Any
 
 import gradio as gr
 
-from studio.settings import ReconstructSettings, Setting, leaves, make_settings
+from studio.settings import Setting, Settings, leaves, make_settings
 
 
 class SettingControls:
-    """Gradio controls for settings.
+    """Gradio controls for settings of one kind.
 
-    Create controls inside a layout with `add`; `components` then lists them all, and `settings` turns their values, in
-    that order, into settings.
+    Create controls inside a layout with `add`; `components` then lists them all, `settings` turns their values, in
+    that order, into settings, and `values_of` does the reverse.
+
+    Args:
+        defaults: what the controls show at first, and the kind of settings.
+        prefix: of the controls' ids on the page.
     """
 
-    def __init__(self, defaults: ReconstructSettings) -> None:
-        self._defaults = defaults
-        self._settings = {setting.key: setting for setting in leaves()}
+    def __init__(self, defaults: Settings, prefix: str = "setting") -> None:
+        self._defaults, self._prefix = defaults, prefix
+        self._settings = {setting.key: setting for setting in leaves(type(defaults))}
         self._controls: dict[str, list[gr.components.Component]] = {}
 
     def add(self, *keys: str) -> None:
         """Place the controls of some settings here."""
         for key in keys:
             setting = self._settings[key]
-            self._controls[key] = _controls(setting, setting.of(self._defaults))
+            self._controls[key] = _controls(setting, setting.of(self._defaults), self._prefix)
 
     def __getitem__(self, key: str) -> gr.components.Component:
         """The (first) control of a setting."""
@@ -36,7 +40,15 @@ class SettingControls:
     def components(self) -> list[gr.components.Component]:
         return [control for controls in self._controls.values() for control in controls]
 
-    def settings(self, values: Sequence[Any]) -> ReconstructSettings:
+    def values_of(self, settings: Settings) -> list[Any]:
+        """What the components show for some settings, in the order of `components`."""
+        values: list[Any] = []
+        for key in self._controls:
+            value = self._settings[key].of(settings)
+            values += value if self._settings[key].is_interval else [value]
+        return values
+
+    def settings(self, values: Sequence[Any]) -> Settings:
         """Raises InputError for a value outside its range. An emptied field keeps its default."""
         remaining = iter(values)
         chosen: dict[str, Any] = {}
@@ -46,10 +58,10 @@ class SettingControls:
         return make_settings(chosen, self._defaults)
 
 
-def _controls(setting: Setting, value: Any) -> list[gr.components.Component]:
+def _controls(setting: Setting, value: Any, prefix: str) -> list[gr.components.Component]:
     info = f"{setting.help} ({setting.technical})" if setting.technical else setting.help
     label = f"{setting.title} ({setting.unit})" if setting.unit else setting.title
-    common = {"info": info, "elem_id": f"setting-{setting.key}", "interactive": True}
+    common = {"info": info, "elem_id": f"{prefix}-{setting.key}", "interactive": True}
     if setting.type is bool:
         return [gr.Checkbox(value, label=label, **common)]
     if setting.choices:

@@ -5,60 +5,109 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
+from typing import Any
 
 import gradio as gr
 
 from studio.engine import ASSETS
-from studio.pages import fragments, reconstruct
+from studio.pages import files, fragments
+from studio.pages.compare import ComparePage
+from studio.pages.history import HistoryPage
+from studio.pages.hosting import Hosting, hosting
+from studio.pages.reconstruct import ReconstructPage
+from studio.pages.refine import RefinePage
 from studio.pages.sessions import Sessions
+from studio.pages.theme import theme
 from studio.service import Service
 
-MAX_UPLOAD = "256mb"  # a file; what the image reader accepts
-MAX_WAITING = 16  # jobs
-_HOUR = 3600
+# The tab remembers which visitor it belongs to, so that a reload finds photos, job and result again.
+_RECALL = "() => [sessionStorage.getItem('reconstudio') || '']"
+_REMEMBER = "(key) => { sessionStorage.setItem('reconstudio', key); }"
 
 
-def build(service: Service, sessions: Sessions) -> gr.Blocks:
+def build(service: Service, sessions: Sessions, host: Hosting | None = None, refine_only: bool = False) -> gr.Blocks:
     """The page, without a server."""
-    with gr.Blocks(title="Reconstruction studio", delete_cache=(_HOUR, 24 * _HOUR), analytics_enabled=False) as page:
+    host = host or Hosting()
+    private: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+    # Uploads are copied into the visitor's own folder, so Gradio's copies may go as early as they like.
+    with gr.Blocks(title="Reconstruction studio", delete_cache=(600, host.keep), analytics_enabled=False) as page:
         gr.HTML(fragments.HEADER, padding=False)
-        reconstruct.build(service, sessions)
+        key = gr.Textbox(visible="hidden", label="Session", elem_id="session-key")
+        attached = page.load(_attach(sessions), key, key, js=_RECALL, **private)
+        attached.then(None, key, None, js=_REMEMBER, **private)
+        if refine_only:
+            RefinePage(service, sessions, alone=True).on_load(attached)
+        else:
+            with gr.Tabs(elem_id="pages") as pages:
+                with gr.Tab("Reconstruct", id="reconstruct"):
+                    reconstruct = ReconstructPage(service, sessions)
+                with gr.Tab("Refine", id="refine"):
+                    refine = RefinePage(service, sessions)
+                with gr.Tab("Compare", id="compare"):
+                    compare = ComparePage(service, sessions, reconstruct, pages)
+                with gr.Tab("History", id="history") as history_tab:
+                    history = HistoryPage(sessions, reconstruct, pages, service.defaults)
+            for part in (reconstruct, refine, compare):
+                part.on_load(attached)
+            history_tab.select(history.refresh, None, history.list, **private)
+        page.unload(_detach(sessions))
+    return page.queue(default_concurrency_limit=16)
 
-        def close(request: gr.Request) -> None:
-            sessions.close(request.session_hash)
 
-        page.unload(close)
-    return page.queue(max_size=MAX_WAITING)
+def _attach(sessions: Sessions) -> Callable[..., str]:
+    def attach(request: gr.Request, key: str) -> str:
+        return sessions.attach(request.session_hash or "", key).key
+
+    return attach
 
 
-def serve(checkpoint: str | None = None, device: str | None = None) -> None:
+def _detach(sessions: Sessions) -> Callable[..., None]:
+    def detach(request: gr.Request) -> None:
+        sessions.detach(request.session_hash)
+
+    return detach
+
+
+def serve(checkpoint: str | None = None, device: str | None = None, refine_only: bool = False) -> None:
     """Load the networks, then serve the studio until interrupted.
 
     The address is http://127.0.0.1:7860 (the next free port if that one is taken), or as GRADIO_SERVER_NAME and
-    GRADIO_SERVER_PORT say. Raises InputError if the networks cannot be loaded.
+    GRADIO_SERVER_PORT say; `studio.pages.hosting` lists what else the environment decides. Raises InputError if the
+    networks cannot be loaded, or the environment means nothing.
     """
 
     def say(sentence: str) -> None:
         print(sentence, flush=True)
 
     signal.signal(signal.SIGTERM, _interrupt)  # so that a stopped container also closes the server and its files
-    sessions = Sessions()
-    service = Service(checkpoint, [device], say=say)
-    with service:
-        _serve(build(service, sessions), sessions, say)
+    host = hosting()
+    sessions = Sessions(host.keep, host.grace)
+    service = Service(checkpoint, [device], capacity=host.queue, per_user=host.queue_each, say=say)
+    closing = threading.Event()
+    threading.Thread(target=sessions.tidy_until, args=(closing,), name="tidying", daemon=True).start()
+    try:
+        with service:
+            _serve(build(service, sessions, host, refine_only), sessions, host, say)
+    finally:
+        closing.set()
 
 
-def _serve(page: gr.Blocks, sessions: Sessions, say: Callable[[str], None]) -> None:
+def _serve(page: gr.Blocks, sessions: Sessions, host: Hosting, say: Callable[[str], None]) -> None:
     _, address, _ = page.launch(
         share=False,
         quiet=True,
         prevent_thread_lock=True,
         inbrowser=_has_display(),
-        max_file_size=MAX_UPLOAD,
-        allowed_paths=[str(ASSETS / "examples"), str(sessions.folder)],
-        theme=_theme(),
+        auth=list(host.logins) or None,
+        max_file_size=f"{host.upload_mb}mb",
+        allowed_paths=[str(ASSETS / "examples")],
+        app_kwargs={"routes": files.routes(sessions.shelf)},
+        mcp_server=host.mcp,
+        theme=theme(),
         css_paths=ASSETS / "style.css",
+        head=files.script_tag(),
         footer_links=[],
         ssr_mode=False,
     )
@@ -68,38 +117,6 @@ def _serve(page: gr.Blocks, sessions: Sessions, say: Callable[[str], None]) -> N
 
 def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
-
-
-def _theme() -> gr.themes.Base:
-    fonts = ["ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
-    theme = gr.themes.Base(
-        primary_hue=gr.themes.colors.teal,
-        neutral_hue=gr.themes.colors.stone,
-        radius_size=gr.themes.sizes.radius_md,
-        font=fonts,
-        font_mono=["ui-monospace", "SFMono-Regular", "Menlo", "monospace"],
-    )
-    return theme.set(
-        body_background_fill="*neutral_50",
-        body_text_color_subdued="*neutral_500",
-        block_background_fill="white",
-        block_info_text_color="*neutral_500",
-        block_title_text_weight="600",
-        block_title_text_color="*body_text_color",
-        block_title_text_color_dark="*body_text_color",
-        color_accent="*primary_700",
-        slider_color="*primary_700",
-        slider_color_dark="*primary_500",
-        button_primary_background_fill="*primary_700",
-        button_primary_background_fill_hover="*primary_800",
-        button_primary_border_color="*primary_700",
-        button_primary_border_color_hover="*primary_800",
-        button_primary_text_color="white",
-        button_secondary_background_fill="white",
-        button_secondary_background_fill_hover="*neutral_100",
-        button_secondary_border_color="*neutral_300",
-        button_border_width="1px",
-    )
 
 
 def _has_display() -> bool:

@@ -2,43 +2,53 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
+import json
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from studio.engine import ASSETS
-from studio.events import Cancelled, JobError, Progress, Result
-from studio.inputs import BadViewsError, as_views, check_views
-from studio.job import make_job
+from studio.events import RUN, CamerasFound, Cancelled, JobError, Progress, Queued, Result
+from studio.inputs import BadViewsError
+from studio.job import Job, make_job
 from studio.pages import fragments
 from studio.pages.controls import SettingControls
-from studio.pages.sessions import Sessions
+from studio.pages.follow import FollowedJob, Watch, refused
+from studio.pages.html import html, live, on_act
+from studio.pages.result_view import FORMATS, ResultView
+from studio.pages.sessions import Session, Sessions
+from studio.pages.strip import cameras_panel, mask_editor, strip
+from studio.presets import PRESETS, apply_preset
+from studio.replay import revise
 from studio.service import Service
+from studio.stages import STAGES
 from trellis.errors import InputError
 from trellis.pipelines.image_files import MAX_VIEWS
 
 EXAMPLES = ASSETS / "examples"
 MAX_EXAMPLES = 4
+WORK = "reconstruct"  # this page's entry among a session's works
 
-_UPDATE_SECONDS = 0.1  # the page is not told more often than this
+_CAMERA_STAGES = STAGES[:2]
 _SETTINGS_TABS = {
     "Shape": ("structure_steps", "structure_cfg_strength", "structure_rescale_t", "structure_guidance_rescale",
               "structure_cfg_interval"),
     "Detail": ("mode", "latent_steps", "latent_cfg_strength", "latent_rescale_t", "latent_guidance_rescale",
                "latent_cfg_interval"),
-    "Model file": ("simplify", "texture_size"),
+    "Model file": ("simplify", "texture_size", "video_frames", "video_size"),
 }  # fmt: skip
+_PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+_LIGHT: dict[str, Any] = {**_PRIVATE, "queue": False}  # answered at once, past the queue
 
 
-def build(service: Service, sessions: Sessions) -> None:
-    """Create the page inside the current `gr.Blocks`."""
-    _Page(service, sessions)
+class ReconstructPage:
+    """Builds itself inside the current `gr.Blocks`.
 
+    `open_outputs` and `open_updates` are for the page's load event, and for other pages that show a run here.
+    """
 
-class _Page:
     def __init__(self, service: Service, sessions: Sessions) -> None:
         self._service, self._sessions = service, sessions
         with gr.Row(elem_classes="page"):
@@ -50,38 +60,46 @@ class _Page:
                 self._build_results()
         self._connect()
 
+    # Layout
+
     def _build_photos(self) -> None:
-        _html(fragments.step_heading(1, "Photos of one object"))
-        self.photos = gr.Gallery(
+        html(fragments.step_heading(1, "Photos of one object"))
+        self.upload = gr.File(
             label="Photos of one object",
             show_label=False,
+            file_count="multiple",
+            file_types=["image", "video", ".heic", ".heif", ".avif", ".jp2", ".ppm"],
+            height=112,
             elem_id="photos",
-            type="filepath",
-            file_types=["image"],
-            columns=4,
-            height=230,
-            object_fit="contain",
-            fit_columns=False,
-            allow_preview=False,
-            buttons=[],
-            interactive=True,
         )
-        _html(f'<p class="hint">1 to {MAX_VIEWS} photos. The first becomes the front of the model.</p>')
+        html(fragments.hint(f"1 to {MAX_VIEWS} photos, or a short video. The first photo becomes the front."))
+        self.alerts = html(elem_id="photo-alerts")
+        self.strip = live(elem_id="strip")
+        self.editor = live(elem_id="mask-editor")
         self.cards: list[tuple[gr.Button, list[str]]] = []
         examples = find_examples()
         if examples:
-            _html('<p class="hint">Or start from an example:</p>')
+            html(fragments.hint("Or start from an example:"))
             with gr.Row(elem_classes="cards"):
                 for name, files in examples:
                     card = gr.Button(name, icon=files[0], elem_classes="card", min_width=70, size="sm")
                     self.cards.append((card, files))
 
     def _build_actions(self) -> None:
-        _html(fragments.step_heading(2, "Make the model"))
+        html(fragments.step_heading(2, "Make the model"))
+        names = [(preset.name.capitalize(), preset.name) for preset in PRESETS.values()]
+        self.preset = gr.Radio(
+            names,
+            value="standard",
+            label="How good, how fast",
+            info=PRESETS["standard"].help,
+            elem_id="preset",
+        )
         with gr.Row(elem_classes="actions"):
-            self.generate = gr.Button("Generate", variant="primary", elem_id="generate", scale=3, min_width=120)
+            self.generate = gr.Button("Generate", variant="primary", elem_id="generate", scale=2, min_width=110)
+            self.check = gr.Button("Check cameras", elem_id="check-cameras", scale=2, min_width=150)
             self.cancel = gr.Button(
-                "Cancel", variant="stop", elem_id="cancel", scale=1, min_width=90, interactive=False
+                "Cancel", variant="stop", elem_id="cancel", scale=1, min_width=80, interactive=False
             )
 
     def _build_settings(self) -> None:
@@ -94,160 +112,308 @@ class _Page:
                     self.controls.add(*keys)
 
     def _build_results(self) -> None:
-        self.status = _html(fragments.IDLE, elem_id="status")
-        self.empty = _html(fragments.EMPTY, elem_id="empty")
+        self.status = html(fragments.IDLE, elem_id="status")
+        self.empty = html(fragments.EMPTY, elem_id="empty")
+        self.cameras = live(elem_id="cameras")
         with gr.Column(visible=False, elem_id="result") as self.result:
-            self.model = gr.Model3D(
-                label="3D model",
-                show_label=False,
-                elem_id="model",
-                clear_color=(0.93, 0.93, 0.92, 1.0),
-                display_mode="solid",
-                height=300,
-                interactive=False,
-            )
-            _html('<p class="hint">Drag to turn, scroll to zoom. Download:</p>')
-            with gr.Row(elem_classes="downloads"):
-                self.downloads = [
-                    gr.DownloadButton(text, size="sm", min_width=110, elem_id=f"download-{key}")
-                    for key, text in (
-                        ("mesh", "↓ Model (GLB)"),
-                        ("gaussian", "↓ Splats (PLY)"),
-                        ("transforms", "↓ Cameras (JSON)"),
-                        ("run", "↓ Report (JSON)"),
-                    )
-                ]
-            self.video = gr.Video(
-                label="Turntable",
-                show_label=False,
-                elem_id="turntable",
-                autoplay=True,
-                loop=True,
-                buttons=[],
-                interactive=False,
-            )
-            _html('<p class="hint">Turntable: colour on the left, surface direction (normals) on the right.</p>')
+            with gr.Tabs(elem_id="result-tabs"):
+                with gr.Tab("3D model"):
+                    self.model = live(elem_id="model-view")
+                    self._build_rebake()
+                with gr.Tab("Turntable"):
+                    self.turntable = live(elem_id="turntable-view")
+                with gr.Tab("Photos and model"):
+                    self.photographs = live(elem_id="photographs")
+                with gr.Tab("Check"):
+                    self.checks = live(elem_id="checks")
+                with gr.Tab("Files"):
+                    self.files = live(elem_id="files")
+            self.link = html(elem_id="link")
+
+    def _build_rebake(self) -> None:
+        with gr.Accordion("Change the model file, without guessing anew", open=False, elem_id="rebake-panel"):
+            self.rebake_controls = SettingControls(self._service.defaults, "rebake")
+            with gr.Row():
+                self.rebake_controls.add("simplify", "texture_size")
+            self.rebake = gr.Button("Bake again", elem_id="rebake", size="sm")
+
+    # Events
 
     def _connect(self) -> None:
-        private: dict[str, Any] = {"api_visibility": "private"}
-        self.photos.upload(self._check, self.photos, self.photos, **private)
+        strips = [self.strip, self.alerts, self.editor]
+        added = self.upload.upload(self._add, self.upload, [self.upload, *strips], **_PRIVATE, concurrency_limit=4)
+        added.then(self._look, None, [self.strip], **_PRIVATE, concurrency_limit=2, concurrency_id="look")
         for card, files in self.cards:
-            card.click(lambda files=files: files, None, self.photos, queue=False, show_progress="hidden", **private)
-        armed = self.generate.click(
-            self._arm, None, [self.generate, self.cancel, self.status], queue=False, show_progress="hidden", **private
-        )
-        ran = armed.then(
-            self._run,
-            [self.photos, *self.controls.components],
-            self.status,
-            concurrency_limit=None,  # the service has a queue of its own
-            show_progress="hidden",
-            **private,
-        )
-        # The result is shown in two steps of its own, since the 3D viewer of Gradio 6.31 stays blank if it gets a file
-        # while it is being put on the page, or twice at once, as from a generator, whose last values are sent again.
-        # The steps run after a failure too, so that the page never stays locked.
-        shown = ran.then(
-            self._reveal,
-            None,
-            [self.status, self.generate, self.cancel, self.empty, self.result],
-            queue=False,
-            show_progress="hidden",
-            **private,
-        )
-        shown.then(
-            self._fill,
-            None,
-            [self.model, self.video, *self.downloads, self.controls["seed"]],
-            queue=False,
-            show_progress="hidden",
-            **private,
-        )
-        self.cancel.click(
-            self._stop, None, [self.cancel, self.status], queue=False, show_progress="hidden", cancels=ran, **private
-        )
+            loaded = card.click(self._example_of(files), None, strips, **_PRIVATE)
+            loaded.then(self._look, None, [self.strip], **_PRIVATE, concurrency_limit=2, concurrency_id="look")
+        changed = on_act(self.strip, self._act_on_photo, [], strips, queue=False)
+        changed.then(self._look, None, [self.strip], **_PRIVATE, concurrency_limit=2, concurrency_id="look")
+        masked = on_act(self.editor, self._mask, [], strips, queue=False)
+        masked.then(self._look, None, [self.strip], **_PRIVATE, concurrency_limit=2, concurrency_id="look")
+        on_act(self.cameras, self._drop, [], [self.cameras, self.strip], queue=False)
 
-    def _check(self, gallery: list[tuple[str, str | None]] | None) -> Any:
-        """Take out what cannot be used as soon as it is dropped, and say why."""
-        files = [file for file, _ in gallery or ()]
-        good, sentences = check_views(as_views(files[:MAX_VIEWS])) if files else ([], [])
-        for sentence in sentences:
-            gr.Warning(f"Left out: {sentence}")
-        if len(files) > MAX_VIEWS:
-            gr.Warning(f"{len(files)} photos came; the first {MAX_VIEWS} are kept.")
-        kept = [str(view.source) for view in good]
-        return gr.skip() if kept == files else kept
+        self.preset.input(self._choose_preset, self.preset, [self.preset, *self.controls.components], **_LIGHT)
+        buttons = [self.status, self.generate, self.check, self.rebake, self.cancel]
+        for button, start, inputs in (
+            (self.generate, self._generate, self.controls.components),
+            (self.check, self._check, []),
+            (self.rebake, self._rebake, self.rebake_controls.components),
+        ):
+            started = button.click(start, inputs, buttons, **_LIGHT)
+            self._follow_after(started)
+        self.cancel.click(self._stop, None, [self.cancel, self.status], **_LIGHT)
 
-    def _arm(self, request: gr.Request) -> Any:
-        self._sessions.arm(request.session_hash)
-        return gr.update(interactive=False), gr.update(interactive=True), fragments.waiting()
+    def _follow_after(self, event: Any) -> Any:
+        """Show how this visitor's job goes on, and in the end what came out."""
+        followed = event.then(self._follow, None, self.status, **_PRIVATE, concurrency_limit=None)
+        return followed.then(self._settle, None, self.open_outputs, **_LIGHT)
+
+    @property
+    def open_outputs(self) -> list[Any]:
+        """What `open_updates` fills."""
+        return [
+            self.status, self.generate, self.check, self.rebake, self.cancel, self.strip, self.empty, self.cameras,
+            self.result, self.model, self.turntable, self.photographs, self.checks, self.files, self.link,
+            *self.rebake_controls.components,
+        ]  # fmt: skip
+
+    def on_load(self, event: Any) -> None:
+        """After the page's load event has attached the session: show it, and follow its job if there is one."""
+        shown = event.then(self._restore, None, self.open_outputs, **_LIGHT)
+        self._follow_after(shown)
+        shown.then(self._look, None, [self.strip], **_PRIVATE, concurrency_limit=2, concurrency_id="look")
+
+    # Photographs
+
+    def _add(self, request: gr.Request, files: list[str] | None) -> Any:
+        session = self._sessions.of(request.session_hash)
+        sentences = session.photos.add(files or ())
+        return None, strip(session.photos), fragments.alerts(sentences), ""
+
+    def _example_of(self, files: list[str]) -> Callable[..., Any]:
+        def example(request: gr.Request) -> Any:
+            session = self._sessions.of(request.session_hash)
+            session.photos.clear()
+            session.photos.add(files)
+            return strip(session.photos), "", ""
+
+        return example
+
+    def _look(self, request: gr.Request) -> Any:
+        session = self._sessions.of(request.session_hash)
+        for _ in session.photos.look():
+            yield strip(session.photos)
+        yield strip(session.photos)
+
+    def _act_on_photo(self, request: gr.Request, data: dict[str, Any]) -> Any:
+        photos = self._sessions.of(request.session_hash).photos
+        act, id = data.get("act"), str(data.get("id"))
+        index = photos.index(id)
+        editor: Any = ""
+        if act == "clear":
+            photos.clear()
+        elif index is not None and act == "remove":
+            photos.remove(id)
+        elif index is not None and act in ("left", "right"):
+            photos.move(id, index + (1 if act == "right" else -1))
+        elif index is not None and act == "mask":
+            editor = mask_editor(photos, next(photo for photo in photos if photo.id == id))
+        return strip(photos), "", editor
+
+    def _mask(self, request: gr.Request, data: dict[str, Any]) -> Any:
+        photos = self._sessions.of(request.session_hash).photos
+        if data.get("act") == "mask":
+            try:
+                photos.set_mask(str(data.get("id")), data.get("png"))
+            except InputError as error:
+                return gr.skip(), fragments.alerts([str(error)]), gr.skip()
+        return strip(photos), "", ""
+
+    def _drop(self, request: gr.Request, data: dict[str, Any]) -> Any:
+        """Leave a photograph out after its camera has been seen."""
+        session = self._sessions.of(request.session_hash)
+        if data.get("act") == "drop":
+            session.photos.remove(str(data.get("id")))
+        return self._cameras_html(session), strip(session.photos)
+
+    # Jobs
+
+    def _choose_preset(self, name: str) -> Any:
+        chosen = apply_preset(name, self._service.defaults)
+        return [gr.update(info=PRESETS[name].help), *self.controls.values_of(chosen)]
+
+    def _generate(self, request: gr.Request, *values: Any) -> Any:
+        def job(session: Session) -> Job:
+            settings, views = self.controls.settings(values), session.photos.views()
+            make_job(views, settings, session.folder)  # refuses before a run is listed
+            key, folder = self._sessions.new_run(session)
+            session.coming = key
+            return make_job(views, settings, folder, formats=FORMATS, user=session.key)
+
+        return self._start(request, job)
+
+    def _check(self, request: gr.Request) -> Any:
+        def job(session: Session) -> Job:
+            session.coming = None
+            session.camera_photos = [photo.id for photo in session.photos]
+            views = session.photos.views()
+            return make_job(views, self._service.defaults, session.folder / "none", user=session.key, until="cameras")
+
+        return self._start(request, job)
+
+    def _rebake(self, request: gr.Request, *values: Any) -> Any:
+        def job(session: Session) -> Job:
+            folder = self._sessions.shelf.find(session.shown or "")
+            if folder is None:
+                raise InputError("There is no model yet that could be baked again.")
+            chosen = self.rebake_controls.settings(values)
+            changes = {"simplify": chosen.simplify, "texture_size": chosen.texture_size}
+            session.coming, target = session.shown, folder
+            if session.shown not in session.runs:  # somebody else's, opened by its link
+                session.coming, target = self._sessions.new_run(session)
+            return revise(folder, changes, target, formats=FORMATS, user=session.key)
+
+        return self._start(request, job)
+
+    def _start(self, request: gr.Request, job: Any) -> Any:
+        """Hand a job in, unless one is running. What cannot be handed in says why."""
+        session = self._sessions.of(request.session_hash)
+        free = gr.update(interactive=True)
+        work = session.works.get(WORK)
+        if work is not None and not work.ended:
+            return fragments.waiting(), *[gr.update(interactive=False)] * 3, free
+        try:
+            ticket = self._service.submit(job(session))
+        except InputError as error:
+            session.works[WORK] = work = refused(error)
+            return self._status(session, work), free, free, free, gr.update()
+        session.works[WORK] = FollowedJob(ticket.events(), ticket.cancelled)
+        return fragments.waiting(), *[gr.update(interactive=False)] * 3, free
 
     def _stop(self, request: gr.Request) -> Any:
-        """Stop the job itself; Gradio also takes it out of the queue, in case it is still waiting there."""
-        self._sessions.get(request.session_hash).cancel.set()
+        work = self._sessions.of(request.session_hash).works.get(WORK)
+        if work is None or work.ended:
+            return gr.update(interactive=False), gr.skip()
+        work.cancel()
         return gr.update(interactive=False), fragments.stopping()
 
-    def _run(self, request: gr.Request, gallery: list[tuple[str, str | None]] | None, *values: Any) -> Iterator[Any]:
-        """Yield what the status display says; the result waits in the session for `_fill`."""
-        session = self._sessions.get(request.session_hash)
-        try:
-            settings = self.controls.settings(values)
-            views = as_views([file for file, _ in gallery or ()])
-            job = make_job(views, settings, session.new_run(), user=request.session_hash or "page")
-            shown, stage = 0.0, ""
-            for message in self._service.submit(job, session.cancel).events():
-                if isinstance(message, Result):
-                    session.unseen = message
-                    yield fragments.finished(message)
-                elif not isinstance(message, Progress):
-                    continue
-                elif message.stage != stage or time.monotonic() - shown >= _UPDATE_SECONDS:
-                    shown, stage = time.monotonic(), message.stage
-                    yield fragments.running(message)
-        except Cancelled:
-            yield fragments.stopped("Cancelled", [])
-        except InputError as error:
-            sentences = error.sentences if isinstance(error, BadViewsError) else [str(error)]
-            for sentence in sentences:
-                gr.Warning(sentence, duration=6)
-            yield fragments.stopped("That did not work", sentences)
-        except JobError as error:
-            yield fragments.stopped("Something went wrong", [str(error)])
-        except Exception:
-            apology = "The studio failed. Please try again; the server's log says more."
-            yield fragments.stopped("Something went wrong", [apology])
-            raise
+    async def _follow(self, request: gr.Request) -> AsyncIterator[Any]:
+        """Yield what the status display says until the job ends."""
+        session = self._sessions.of(request.session_hash)
+        work = session.works.get(WORK)
+        if isinstance(work, FollowedJob) and not work.ended:
+            async for now in Watch(work):
+                yield self._status(session, now)
 
-    def _reveal(self, request: gr.Request) -> Any:
-        """Unlock the page, and make room for the result if there is a new one."""
-        session = self._sessions.get(request.session_hash)
-        new = session.unseen is not None
-        cancelled = session.cancel.is_set() and not new
-        return (
-            fragments.stopped("Cancelled", []) if cancelled else gr.skip(),
-            gr.update(interactive=True),
-            gr.update(interactive=False),
-            gr.update(visible=False) if new else gr.skip(),
-            gr.update(visible=True) if new else gr.skip(),
-        )
+    def _settle(self, request: gr.Request) -> Any:
+        """The page after a job."""
+        session = self._sessions.of(request.session_hash)
+        work = session.works.get(WORK)
+        if not isinstance(work, FollowedJob) or not work.ended or work.settled:
+            return self.open_updates(session, False)
+        work.settled = True
+        if isinstance(work.outcome, Result):
+            session.shown, session.camera_folder = session.coming, None
+        elif isinstance(work.outcome, CamerasFound):
+            self._keep_cameras(session, work.outcome)
+        elif session.coming is not None and session.coming != session.shown:
+            self._sessions.drop_run(session, session.coming)
+        return self.open_updates(session, isinstance(work.outcome, (Result, CamerasFound)))
 
-    def _fill(self, request: gr.Request) -> dict[Any, Any]:
-        """Show the result if there is a new one; otherwise an earlier one stays."""
-        session = self._sessions.get(request.session_hash)
-        result, session.unseen = session.unseen, None
-        if result is None:
-            return {self.model: gr.skip()}
-        files = (result.mesh, result.gaussian, result.transforms, result.run)
-        return {
-            self.model: str(result.mesh),
-            self.video: str(result.turntable),
-            self.controls["seed"]: result.settings.seed,
-            **{button: str(file) for button, file in zip(self.downloads, files, strict=True)},
-        }
+    def _restore(self, request: gr.Request) -> Any:
+        """The page as it was, after a load."""
+        session = self._sessions.of(request.session_hash)
+        wanted = request.query_params.get("run")
+        if wanted and self._sessions.shelf.file(wanted, RUN):
+            session.shown = wanted
+        return self.open_updates(session, True)
+
+    def open_updates(self, session: Session, new: bool) -> list[Any]:
+        """Values for `open_outputs`. `new`: there is another result than before; else the shown one stays untouched."""
+        work = session.works.get(WORK)
+        busy = work is not None and not work.ended
+        buttons = [gr.update(interactive=not busy)] * 3
+        head = [self._status(session, work), *buttons, gr.update(interactive=busy), strip(session.photos)]
+        view = self._view(session)
+        there = view is not None
+        panel = self._cameras_html(session)
+        where = [gr.update(visible=not there and not panel), panel, gr.update(visible=there)]
+        if not new:
+            return [*head, *where, *[gr.skip()] * 6, *[gr.skip()] * len(self.rebake_controls.components)]
+        if view is None:
+            return [*head, *where, *[""] * 6, *[gr.skip()] * len(self.rebake_controls.components)]
+        settings = view.record["settings"]
+        link = f'<p class="hint">Link to this model: <a href="?run={session.shown}">?run={session.shown}</a></p>'
+        shown = [view.model(), view.turntable(), view.photographs(), view.checks(), view.files(), link]
+        return [*head, *where, *shown, settings["simplify"], settings["texture_size"]]
+
+    def show(self, session: Session, key: str) -> list[Any]:
+        """Values for `open_outputs` that show another run of this visitor."""
+        session.shown, session.camera_folder = key, None
+        work = session.works.get(WORK)
+        if work is not None and work.ended:
+            session.works.pop(WORK)  # what it said belongs to the run before
+        return self.open_updates(session, True)
+
+    def _view(self, session: Session) -> ResultView | None:
+        folder = self._sessions.shelf.find(session.shown or "")
+        if folder is None or not (folder / RUN).is_file():
+            return None
+        return ResultView(session.shown or "", folder)
+
+    def _status(self, session: Session, work: Any) -> str:
+        if not isinstance(work, FollowedJob):
+            return fragments.IDLE
+        if not work.ended:
+            if work.cancelled.is_set():
+                return fragments.stopping()
+            if isinstance(work.progress, Queued):
+                return fragments.queued(work.progress)
+            if isinstance(work.progress, Progress):
+                stages = _CAMERA_STAGES if session.coming is None else STAGES
+                return fragments.running(work.progress, work.previews, stages)
+            return fragments.waiting()
+        if isinstance(work.outcome, Result):
+            return fragments.finished(work.outcome)
+        if isinstance(work.outcome, CamerasFound):
+            return fragments.said("Cameras found", work.outcome.notes)
+        return ending(work.error)
+
+    def _keep_cameras(self, session: Session, found: CamerasFound) -> None:
+        """Write down what the viewer needs to show cameras."""
+        folder = session.folder / "cameras"
+        (folder / "views").mkdir(parents=True, exist_ok=True)
+        record = json.loads(json.dumps(found.transforms))
+        for number, (frame, view) in enumerate(zip(record["frames"], found.views, strict=True)):
+            frame["file_path"] = f"views/{number:03d}.jpg"
+            (folder / frame["file_path"]).write_bytes(view.picture)
+        (folder / "transforms.json").write_text(json.dumps(record), encoding="utf-8")
+        if session.camera_folder is not None:
+            self._sessions.shelf.remove(session.camera_folder)
+        session.camera_folder = self._sessions.shelf.put(folder)
+        session.cameras = found
+
+    def _cameras_html(self, session: Session) -> str:
+        if session.camera_folder is None or session.cameras is None:
+            return ""
+        left_out = [id for id in session.camera_photos if session.photos.index(id) is None]
+        return cameras_panel(session.cameras, session.camera_folder, session.camera_photos, left_out)
 
 
-def _html(content: str, **where: Any) -> gr.HTML:
-    return gr.HTML(content, padding=False, **where)
+def ending(error: BaseException | None) -> str:
+    """Why a job ended without a result."""
+    if isinstance(error, Cancelled):
+        return fragments.stopped("Cancelled", [])
+    if isinstance(error, InputError):
+        return fragments.stopped("That did not work", sentences_of(error))
+    if isinstance(error, JobError):
+        return fragments.stopped("Something went wrong", [str(error)])
+    apology = "The studio failed. Please try again; the server's log says more."
+    return fragments.stopped("Something went wrong", [apology])
+
+
+def sentences_of(error: InputError) -> list[str]:
+    return list(error.sentences) if isinstance(error, BadViewsError) else [str(error)]
 
 
 def find_examples(folder: Path = EXAMPLES) -> list[tuple[str, list[str]]]:

@@ -1,65 +1,185 @@
-"""What the server keeps for each open page: a folder for its files, and the switch that stops its job."""
+"""What the server keeps for each visitor: photographs, runs and the job, found again after a reload by a secret key.
+
+The browser tab keeps the key. Gradio's own session hash changes with every load of the page and only says which page
+speaks.
+"""
 
 from __future__ import annotations
 
+import secrets
 import shutil
 import tempfile
 import threading
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from studio.events import Result
+from studio.events import CamerasFound
+from studio.pages.files import Shelf
+from studio.pages.follow import Followed
+from studio.pages.photos import Photos
+from studio.refine_events import Refined
+
+GRACE_SECONDS = 60.0  # a job goes on this long after its page was closed, so that a reload finds it
+KEEP_SECONDS = 3600.0
+MAX_RUNS = 24  # of one visitor
 
 
 @dataclass
 class Session:
-    """One open page.
+    """One visitor.
 
-    unseen: the latest result, until the page shows it.
+    Attributes:
+        key: secret; the browser tab knows it.
+        folder: everything that is kept for this visitor.
+        photos: on the Reconstruct page.
+        works: what runs or ran last, by page.
+        runs: keys of the runs on the shelf, oldest first.
+        shown: the run on the Reconstruct page; coming: the one that is being made, None while only cameras are sought.
+        cameras: those found last, camera_folder: the key of their pictures, camera_photos: ids of their photographs.
+        sheet: key of the files of the latest comparison.
+        refined: key and result of the latest refinement.
+        seen: when a page of it last spoke; pages: those that are open.
     """
 
+    key: str
     folder: Path
-    cancel: threading.Event = field(default_factory=threading.Event)
-    runs: int = 0
-    unseen: Result | None = None
+    photos: Photos
+    works: dict[str, Followed] = field(default_factory=dict)
+    runs: list[str] = field(default_factory=list)
+    shown: str | None = None
+    coming: str | None = None
+    cameras: CamerasFound | None = None
+    camera_folder: str | None = None
+    camera_photos: list[str] = field(default_factory=list)
+    sheet: str | None = None
+    refined: tuple[str, Refined] | None = None
+    pages: set[str] = field(default_factory=set)
+    seen: float = 0.0
 
-    def new_run(self) -> Path:
-        """A folder for the next result; that of the result before is cleared away once nobody can still want it."""
-        self.runs += 1
-        for stale in self.folder.glob("run-*"):
-            if stale.name != f"run-{self.runs - 1:03d}":
-                shutil.rmtree(stale, ignore_errors=True)
-        return self.folder / f"run-{self.runs:03d}"
+    @property
+    def busy(self) -> bool:
+        return any(not work.ended for work in self.works.values())
+
+    def cancel(self) -> None:
+        for work in self.works.values():
+            work.cancel()
 
 
 class Sessions:
-    """All open pages of one server, by Gradio's session hash. Safe to use from several threads."""
+    """All visitors of one server. Safe to use from several threads.
 
-    def __init__(self) -> None:
+    Args:
+        keep: seconds after which the files of a visitor who has gone are removed.
+        grace: seconds after which their job is cancelled.
+        clock: seconds that only grow.
+    """
+
+    def __init__(
+        self, keep: float = KEEP_SECONDS, grace: float = GRACE_SECONDS, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="reconstudio-", ignore_cleanup_errors=True)
+        self._keep, self._grace, self._clock = keep, grace, clock
+        self.shelf = Shelf()
         self._sessions: dict[str, Session] = {}
-        self._lock = threading.Lock()
+        self._of_page: dict[str, str] = {}
+        self._lock = threading.RLock()
 
     @property
     def folder(self) -> Path:
-        """Where all sessions' folders lie; it is removed with the process."""
+        """Where all visitors' folders lie; it is removed with the process."""
         return Path(self._folder.name)
 
-    def get(self, key: str | None) -> Session:
+    def attach(self, page: str, key: str | None) -> Session:
+        """The session that a newly loaded page belongs to: the one with this key, or else a new one."""
+        with self._lock:
+            session = self._sessions.get(key or "")
+            if session is None:
+                session = self._new()
+            self.detach(page)
+            self._of_page[page] = session.key
+            session.pages.add(page)
+            session.seen = self._clock()
+            return session
+
+    def of(self, page: str | None) -> Session:
         """The session of a page, made on its first use."""
         with self._lock:
-            if key not in self._sessions:
-                self._sessions[key] = Session(Path(tempfile.mkdtemp(dir=self.folder)))
-            return self._sessions[key]
+            session = self._sessions.get(self._of_page.get(page or "", ""))
+            if session is None:
+                return self.attach(page or "", None)
+            session.seen = self._clock()
+            return session
 
-    def arm(self, key: str | None) -> None:
-        """Give the page's next job a fresh switch, so that it can be stopped even while it waits for its turn."""
-        self.get(key).cancel = threading.Event()
-
-    def close(self, key: str | None) -> None:
-        """Forget a page that has been closed, its job and its files."""
+    def detach(self, page: str | None) -> None:
+        """A page has been closed; its session stays for a while."""
         with self._lock:
-            session = self._sessions.pop(key, None)
-        if session is not None:
-            session.cancel.set()
+            session = self._sessions.get(self._of_page.pop(page or "", ""))
+            if session is not None:
+                session.pages.discard(page or "")
+                session.seen = self._clock()
+
+    def new_folder(self, session: Session, stem: str) -> Path:
+        """An empty folder of a visitor's."""
+        folder = session.folder / f"{stem}-{secrets.token_hex(6)}"
+        folder.mkdir()
+        return folder
+
+    def new_run(self, session: Session) -> tuple[str, Path]:
+        """(key, folder) for a run to come. Beyond the limit, the oldest run that is not shown goes."""
+        folder = session.folder / f"run-{secrets.token_hex(6)}"
+        return self.adopt_run(session, folder), folder
+
+    def adopt_run(self, session: Session, folder: Path) -> str:
+        """List a run to come in a folder of the visitor's; returns its key."""
+        key = self.shelf.put(folder)
+        with self._lock:
+            session.runs.append(key)
+            surplus = [old for old in session.runs[:-1] if old != session.shown]
+            for old in surplus[: max(0, len(session.runs) - MAX_RUNS)]:
+                self.drop_run(session, old)
+        return key
+
+    def drop_run(self, session: Session, key: str) -> None:
+        """Forget a run and its files."""
+        with self._lock:
+            if key not in session.runs:
+                return
+            session.runs.remove(key)
+            folder = self.shelf.find(key)
+            self.shelf.remove(key)
+            if session.shown == key:
+                session.shown = None
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def tidy(self) -> None:
+        """Cancel the jobs and remove the files of visitors who have gone."""
+        now, gone = self._clock(), []
+        with self._lock:
+            for session in list(self._sessions.values()):
+                if session.pages:
+                    continue
+                if session.busy and now - session.seen > self._grace:
+                    session.cancel()
+                if not session.busy and now - session.seen > self._keep:
+                    gone.append(self._sessions.pop(session.key))
+        for session in gone:
+            for key in [*session.runs, session.photos.key]:
+                self.shelf.remove(key)
             shutil.rmtree(session.folder, ignore_errors=True)
+
+    def tidy_until(self, closing: threading.Event) -> None:
+        """Tidy now and then; for a thread."""
+        pause = max(0.5, min(self._keep, self._grace, 60.0) / 4)
+        while not closing.wait(pause):
+            self.tidy()
+
+    def _new(self) -> Session:
+        folder = Path(tempfile.mkdtemp(dir=self.folder))
+        photos = Photos(folder / "photos")
+        photos.key = self.shelf.put(photos.folder)
+        session = Session(secrets.token_urlsafe(24), folder, photos, seen=self._clock())
+        self._sessions[session.key] = session
+        return session

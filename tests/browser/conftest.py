@@ -43,7 +43,9 @@ def server(server_folder: Path) -> Iterator[str]:
         "GRADIO_TEMP_DIR": str(folder / "uploads"),
         "TMPDIR": str(folder / "tmp"),
         "HF_HUB_OFFLINE": "1",
-        "RECONSTUDIO_CACHE": "off",  # the same photos again must take their time
+        "RECONSTUDIO_CACHE": str(folder / "cache"),
+        "RECONSTUDIO_GRACE": "30",
+        "RECONSTUDIO_KEEP": "31",
         "RECONSTUDIO_HISTORY": str(folder / "history.jsonl"),
     }
     address = f"http://127.0.0.1:{port}"

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import threading
+from collections.abc import Iterator
+
 import gradio as gr
 import pytest
+from PIL import Image
 from tiny_checkpoint import tiny_views
 
+from studio.events import Note, Progress
 from studio.pages import fragments
 from studio.pages.controls import SettingControls
+from studio.pages.files import Shelf
+from studio.pages.follow import FollowedJob
+from studio.pages.hosting import Hosting, hosting
+from studio.pages.photos import Photos
 from studio.pages.reconstruct import find_examples
-from studio.pages.sessions import Sessions
-from studio.reconstruct import Progress
+from studio.pages.sessions import MAX_RUNS, Sessions
 from studio.settings import leaves, make_settings
 from studio.stages import STAGES
 from trellis.errors import InputError
@@ -53,23 +63,141 @@ def test_sliders_take_their_range_from_the_settings():
     assert "(pixels)" in texture.label and "base colour texture" in texture.info
 
 
-def test_a_session_keeps_the_last_result_only_until_the_next_but_one():
-    sessions = Sessions()
-    session = sessions.get("page")
-    for _ in range(3):
-        session.new_run().mkdir()
-    assert [folder.name for folder in sorted(session.folder.iterdir())] == ["run-002", "run-003"]
-    sessions.close("page")
-    assert not session.folder.exists() and session.cancel.is_set()
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
-def test_a_job_is_stopped_by_the_switch_it_was_given():
+def test_a_visitor_is_found_again_by_the_secret_key_alone():
     sessions = Sessions()
-    sessions.arm("page")
-    first = sessions.get("page").cancel
-    sessions.arm("page")
-    sessions.get("page").cancel.set()
-    assert not first.is_set()
+    session = sessions.attach("first load", None)
+    sessions.detach("first load")
+    assert sessions.attach("second load", session.key) is session is sessions.of("second load")
+    for guess in ("", "x", session.key[:-1], session.folder.name, None):
+        assert sessions.attach("somebody else", guess) is not session
+
+
+def test_who_leaves_loses_first_the_job_and_then_the_files():
+    clock = Clock()
+    sessions = Sessions(keep=100, grace=10, clock=clock)
+    session = sessions.attach("page", None)
+    going = threading.Event()
+    session.works["reconstruct"] = FollowedJob(_until(going), threading.Event())
+    key, folder = sessions.new_run(session)
+    folder.mkdir()
+    (folder / "run.json").write_text("{}")
+    clock.now = 500.0
+    sessions.tidy()
+    assert not session.works["reconstruct"].cancelled.is_set()  # the page is open
+    sessions.detach("page")
+    clock.now += 9
+    sessions.tidy()
+    assert not session.works["reconstruct"].cancelled.is_set()
+    clock.now += 2
+    sessions.tidy()
+    assert session.works["reconstruct"].cancelled.is_set() and sessions.shelf.file(key, "run.json")
+    going.set()
+    assert session.works["reconstruct"].wait(10)
+    clock.now += 100
+    sessions.tidy()
+    assert not session.folder.exists() and sessions.shelf.file(key, "run.json") is None
+
+
+def _until(going: threading.Event) -> Iterator[Note]:
+    yield Note("begun")
+    going.wait(10)
+
+
+def test_a_job_is_followed_though_nobody_looks():
+    work = FollowedJob(iter([Progress("structure", 1, 2, "Shaping", 1.0, preview=b"jpeg"), Note("so")]),
+                       threading.Event())  # fmt: skip
+    assert work.wait(10) and work.error is None
+    assert work.previews == {"structure": b"jpeg"} and work.notes == ["so"] and work.progress.step == 1
+
+
+def test_the_oldest_runs_go_but_never_the_one_on_the_page():
+    sessions = Sessions()
+    session = sessions.attach("page", None)
+    first, _ = sessions.new_run(session)
+    session.shown = first
+    for _ in range(MAX_RUNS + 3):
+        sessions.new_run(session)
+    assert len(session.runs) == MAX_RUNS and first in session.runs
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["../secret.json", "/etc/passwd", "..%2fsecret.json", "views/../../secret.json", ".hidden.json", "a\0.json", "",
+     "link.json", "views", "page.svg"],
+)  # fmt: skip
+def test_a_shelf_hands_out_nothing_from_outside_its_folders(tmp_path, path):
+    folder = tmp_path / "run"
+    (folder / "views").mkdir(parents=True)
+    for name in ("secret.json", "run/.hidden.json", "run/page.svg", "run/run.json"):
+        (tmp_path / name).write_text("{}")
+    (folder / "link.json").symlink_to(tmp_path / "secret.json")
+    shelf = Shelf()
+    key = shelf.put(folder)
+    assert shelf.file(key, "run.json") == folder / "run.json"
+    assert shelf.file(key, path) is None and shelf.file(key[:-1], "run.json") is None
+    shelf.remove(key)
+    assert shelf.file(key, "run.json") is None
+
+
+def test_photos_keep_names_of_their_own_and_say_what_is_wrong(tmp_path):
+    photos = Photos(tmp_path / "photos")
+    names = ["a b.png", "\U0001f600.png", "x" * 200 + ".png", "a b.png"]
+    files = []
+    for number, (name, view) in enumerate(zip(names, tiny_views(4), strict=True)):
+        (tmp_path / str(number)).mkdir()
+        files.append(tmp_path / str(number) / name)
+        view.save(files[-1])
+    (tmp_path / "not.png").write_text("no picture")
+    sentences = photos.add([*files, tmp_path / "not.png"])
+    assert len(sentences) == 1 and "'not.png'" in sentences[0]
+    assert [photo.name for photo in photos] == names
+    assert all(len(photo.file.name) < 20 for photo in photos)
+    assert [photo.looked_at for photo in photos.look()] == [True] * 4
+    first = next(iter(photos))
+    photos.move(first.id, 99)
+    assert photos.index(first.id) == 3
+    photos.remove(first.id)
+    assert photos.index(first.id) is None and not (photos.folder / first.id).exists()
+    assert photos.add(files * 9)[-1].startswith("At most 32") and len(photos) == 32
+
+
+def test_a_mask_is_taken_only_if_it_is_one(tmp_path):
+    photos = Photos(tmp_path / "photos")
+    view = tiny_views(1)[0]
+    view.save(tmp_path / "a.png")
+    photos.add([tmp_path / "a.png"])
+    (photo,) = photos
+    for bad in (None, "", "data:image/png;base64,!!", "data:text/html;base64,AAAA", _png((0, 0)), "x" * 5_000_000):
+        with pytest.raises(InputError):
+            photos.set_mask(photo.id, bad)
+    photos.set_mask(photo.id, _png((255, 255)))
+    list(photos.look())
+    assert photo.view.open().getchannel("A").getextrema() == (255, 255)
+    with pytest.raises(InputError, match="not there any more"):
+        photos.set_mask("nobody", _png((255, 255)))
+
+
+def _png(values: tuple[int, int]) -> str:
+    mask = Image.new("L", (32, 32), values[0])
+    stream = io.BytesIO()
+    mask.save(stream, "PNG")
+    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
+
+
+def test_the_environment_decides_how_the_studio_is_hosted():
+    assert hosting({}) == Hosting()
+    found = hosting({"RECONSTUDIO_LOGIN": "ann:x, bob:y:z", "RECONSTUDIO_QUEUE": "3", "RECONSTUDIO_KEEP": "60"})
+    assert found.logins == (("ann", "x"), ("bob", "y:z")) and found.queue == 3 and found.keep == 60
+    for name, value in (("LOGIN", "ann"), ("QUEUE", "many"), ("QUEUE", "0"), ("UPLOAD_MB", "nan")):
+        with pytest.raises(InputError, match=f"RECONSTUDIO_{name}"):
+            hosting({f"RECONSTUDIO_{name}": value})
 
 
 def test_progress_names_the_stage_the_step_and_the_time():

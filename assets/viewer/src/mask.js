@@ -1,5 +1,6 @@
 // <studio-mask photo="address" mask="address">: paint what belongs to the object. `mask` is a picture whose alpha is
-// the present cut-out. "Apply" sends the event "mask" with {png: data URL}, white where the object is.
+// the present cut-out. "Apply" sends the event "act" with {act: "mask", id, png: data URL}, white where the object is;
+// "Close" sends {act: "close"}. The id is that of data-photo.
 const SIDE = 768; // pixels of the longer side of the mask that is painted
 
 export class MaskEditor extends HTMLElement {
@@ -13,8 +14,8 @@ export class MaskEditor extends HTMLElement {
           <label><input type="radio" name="mask-tool" value="erase">Take away</label>
         </fieldset>
         <label class="mask-size">Size <input type="range" min="4" max="120" value="36" aria-label="Brush size"></label>
-        <button type="button" data-act="apply" class="primary">Apply</button>
-        <button type="button" data-act="cancel">Close</button>
+        <button type="button" class="mask-apply primary">Apply</button>
+        <button type="button" class="mask-close">Close</button>
       </div>
       <canvas aria-label="The photo; paint over it with the brush" role="img"></canvas>`;
     this.canvas = this.querySelector('canvas');
@@ -54,12 +55,10 @@ export class MaskEditor extends HTMLElement {
       last = now;
     });
     this.canvas.addEventListener('pointerup', () => { last = null; });
-    this.querySelector('[data-act=apply]').addEventListener('click', () => {
-      this.dispatchEvent(new CustomEvent('mask', { bubbles: true, detail: { png: this.result() } }));
-    });
-    this.querySelector('[data-act=cancel]').addEventListener('click', () => {
-      this.dispatchEvent(new CustomEvent('mask', { bubbles: true, detail: { png: '' } }));
-    });
+    const tell = (detail) => this.dispatchEvent(new CustomEvent('act', { bubbles: true, detail }));
+    const id = this.dataset.photo;
+    this.querySelector('.mask-apply').addEventListener('click', () => tell({ act: 'mask', id, png: this.result() }));
+    this.querySelector('.mask-close').addEventListener('click', () => tell({ act: 'close' }));
   }
 
   stroke(from, to) {

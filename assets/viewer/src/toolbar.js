@@ -10,7 +10,9 @@ export function toolbar(viewer) {
   if (looks.length > 1) bar.append(choice('Show', looks, (look) => viewer.show(look)));
   if (viewer.surface && viewer.lights.length) {
     const lights = viewer.lights.map(([name], index) => [index, name]);
-    bar.append(choice('Light', lights, (index) => viewer.light(Number(index))));
+    const set = choice('Light', lights, (index) => viewer.light(Number(index)));
+    set.append(ownLight(viewer));
+    bar.append(set);
   }
   if (viewer.frusta && viewer.surface) bar.append(check('Cameras', (on) => viewer.showCameras(on)));
   const end = document.createElement('div');
@@ -38,6 +40,26 @@ function choice(title, options, chosen) {
     set.append(label);
   });
   return set;
+}
+
+/** An HDR file of the visitor's; it does not leave the browser. */
+function ownLight(viewer) {
+  const label = document.createElement('label');
+  label.title = 'Light the model by an equirectangular .hdr file of yours';
+  const input = document.createElement('input');
+  Object.assign(input, { type: 'file', accept: '.hdr', className: 'own-light' });
+  input.addEventListener('change', async () => {
+    if (!input.files.length) return;
+    viewer.lights.push(['Own', URL.createObjectURL(input.files[0])]);
+    try {
+      await viewer.light(viewer.lights.length - 1);
+    } catch {
+      viewer.lights.pop();
+      viewer.say('That is no light: an equirectangular Radiance file (.hdr) is needed.');
+    }
+  });
+  label.append(input, 'Own light');
+  return label;
 }
 
 function check(text, changed) {

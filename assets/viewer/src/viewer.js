@@ -232,10 +232,16 @@ export class Viewer extends HTMLElement {
 
   fail(sentence) {
     this.dataset.state = 'failed';
+    this.say(sentence);
+  }
+
+  say(sentence) {
+    this.querySelector('.viewer-note')?.remove();
     const note = document.createElement('p');
     note.className = 'viewer-note';
     note.setAttribute('role', 'alert');
     note.textContent = sentence;
+    note.addEventListener('click', () => note.remove());
     this.append(note);
   }
 }

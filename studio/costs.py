@@ -1,0 +1,70 @@
+"""What the runs of a comparison cost, and which of them is the best bargain."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from studio.settings import settings_from_json
+
+GOOD_ENOUGH = 0.5  # dB below the best at which a difference is hard to see
+
+# The settings that each stage is the first to read; it also depends on those of the stages before it.
+_READS = {
+    "prepare": (),
+    "cameras": (),
+    "structure": ("structure", "seed_of_structure"),
+    "latent": ("latent", "mode", "seed_of_latent"),
+    "decode": (),
+    "mesh": ("simplify",),
+    "bake": ("texture_size",),
+    "video": ("video_frames", "video_size"),
+    "report": (),
+    "write": (),
+}
+
+
+def full_seconds(records: Sequence[Mapping[str, Any]]) -> list[float | None]:
+    """What each run takes from scratch, in seconds, from the records (run.json) of runs that share finished stages.
+
+    A stage that came from the cache counts with the time that it took in the run that made it. None for a run with a
+    stage that none of the runs has made. The runs must be of the same photographs on the same machine.
+    """
+    known: dict[tuple[str, Any], float] = {}
+    for record in records:
+        for stage, spent in record["seconds"].items():
+            if stage in _READS:
+                known[stage, _reads(stage, record)] = spent
+    totals: list[float | None] = []
+    for record in records:
+        spent = [record["seconds"].get(stage, known.get((stage, _reads(stage, record)))) for stage in _READS]
+        totals.append(None if None in spent else round(sum(spent), 3))
+    return totals
+
+
+def best_bargain(scores: Sequence[float | None], costs: Sequence[float | None]) -> int | None:
+    """The index of the cheapest run whose score (PSNR in dB) lies within 0.5 of the best; None if nothing is scored.
+
+    A run without a score or without a cost cannot be chosen. Of equally cheap ones, the better is.
+    """
+    best = max((score for score in scores if score is not None), default=None)
+    if best is None:
+        return None
+    good = [
+        (cost, -score, index)
+        for index, (score, cost) in enumerate(zip(scores, costs, strict=True))
+        if score is not None and cost is not None and score >= best - GOOD_ENOUGH
+    ]
+    return min(good)[2] if good else None
+
+
+def _reads(stage: str, record: Mapping[str, Any]) -> str:
+    """Everything among the settings that a stage's time and output depend on."""
+    settings = settings_from_json(record["settings"])
+    names = []
+    for name, reads in _READS.items():
+        if name != "video" or stage in ("video", "report", "write"):  # nothing is made from the video
+            names += reads
+        if name == stage:
+            break
+    return repr([getattr(settings, name) for name in names])

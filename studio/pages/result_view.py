@@ -1,0 +1,175 @@
+"""A finished run as HTML: the viewer, the turntable, photographs against renders, the state of the mesh, the files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from studio.events import (
+    CAMERAS,
+    COVERAGE_DATA,
+    COVERAGE_MAP,
+    COVERAGE_VIDEO,
+    EXPORTS,
+    MESH,
+    RENDERS,
+    RUN,
+    SPLATS,
+    VIDEO,
+)
+from studio.pages import fragments
+from studio.pages.files import address, light_addresses
+
+# Formats that every run of the page writes beside the usual files.
+FORMATS = ("obj", "stl", "spz")
+
+_FILES = (  # (id, path, name for the visitor, what it is)
+    ("mesh", MESH, "Model (GLB)", "Textured mesh. Opens in Blender, Windows 3D Viewer, game engines and browsers."),
+    ("obj", f"{EXPORTS}/asset_obj.zip", "Model (OBJ)", "The same as OBJ, MTL and PNG, for older tools."),
+    ("stl", f"{EXPORTS}/asset.stl", "For printing (STL)", "The surface alone, without colours."),
+    ("gaussian", SPLATS, "Splats (PLY)", "3D Gaussian splats in the usual layout."),
+    ("spz", f"{EXPORTS}/asset.spz", "Splats, small (SPZ)", "The same splats, compressed about tenfold."),
+    ("video", VIDEO, "Turntable (MP4)", "Colour beside surface directions."),
+    ("transforms", CAMERAS, "Cameras (JSON)", "Where each photo was taken from, in the NeRF convention."),
+    ("coverage", COVERAGE_MAP, "Coverage map (PNG)", "Which texels were observed, inferred or invented."),
+    ("coverage-data", COVERAGE_DATA, "Coverage data (NPZ)", "The same as arrays, with the views that saw each texel."),
+    ("run", RUN, "Report (JSON)", "Settings, seed, scores, versions, times: enough to make the same model again."),
+)
+_CLASSES = (
+    ("observed", "Observed", "at least one photo looks at it"),
+    ("inferred", "Inferred", "next to what was observed, or seen at a flat angle"),
+    ("invented", "Invented", "no photo shows it; the networks made it up"),
+)
+
+
+class ResultView:
+    """The pieces of a page about one run.
+
+    Args:
+        key: of the run's folder on the shelf.
+        folder: of a finished run.
+    """
+
+    def __init__(self, key: str, folder: Path) -> None:
+        self._key, self._folder = key, folder
+        self.record: dict[str, Any] = json.loads((folder / RUN).read_text(encoding="utf-8"))
+        # A run may be baked again in its folder; browsers must then not show the files of before.
+        self._version = (folder / RUN).stat().st_mtime_ns
+
+    def model(self) -> str:
+        """The viewer."""
+        registered = self.record["camera_frame"] == "object"
+        cameras = f'cameras="{self._at(CAMERAS)}" photos="{address(self._key)}"' if registered else ""
+        return (
+            f'<studio-viewer id="model" mesh="{self._at(MESH)}" splats="{self._at(SPLATS)}" {cameras} '
+            f'lights="{light_addresses()}" label="The model in 3D"></studio-viewer>'
+            '<p class="hint">Drag or use the arrow keys to turn, scroll to zoom, right-drag to move.</p>'
+        )
+
+    def turntable(self) -> str:
+        return (
+            f'<video id="turntable" src="{self._at(VIDEO)}" autoplay loop muted playsinline controls '
+            'aria-label="Turntable of the model"></video>'
+            '<p class="hint">Colour on the left, surface direction (normals) on the right.</p>'
+        )
+
+    def photographs(self) -> str:
+        """A slider per view."""
+        agreement = self.record["quality"]["agreement"]
+        if agreement is None:
+            return fragments.hint("These networks do not place the photos around the model: nothing to compare.")
+        mean = agreement["mean"]["mesh"]
+        cards = []
+        for number, (view, scores) in enumerate(zip(self.record["views"], agreement["views"], strict=True)):
+            render = f"{RENDERS}/{number:03d}.png"
+            cards.append(
+                f'<figure><studio-slider before="{self._at(view["file"])}" after="{self._at(render)}" '
+                'before-label="Photo" after-label="Model"></studio-slider>'
+                f'<figcaption><b>{number + 1}. {escape(view["name"])}</b>'
+                f"<span>{_scores(scores['mesh'])}</span></figcaption></figure>"
+            )
+        return (
+            f'<p class="hint">Drag the line in each picture. On average: {_scores(mean)}.</p>'
+            f'<div class="sliders">{"".join(cards)}</div>'
+        )
+
+    def checks(self) -> str:
+        """Mesh health, and the map of what is known."""
+        return self._coverage() + self._health()
+
+    def files(self) -> str:
+        """A link to everything, with its size."""
+        rows = []
+        for id, path, name, what in _FILES:
+            file = self._folder / path
+            if file.is_file():
+                download = escape(Path(path).name)
+                rows.append(
+                    f'<li><a id="download-{id}" href="{self._at(path)}" download="{download}">{name}'
+                    f"</a><span>{fragments.size(file.stat().st_size)}</span><p>{what}</p></li>"
+                )
+        return f'<ul class="files">{"".join(rows)}</ul>'
+
+    def _at(self, path: str) -> str:
+        return address(self._key, path, f"{self._version:x}")
+
+    def _coverage(self) -> str:
+        coverage = self.record["quality"]["coverage"]
+        if coverage is None:
+            return ""
+        shares, colors = coverage["shares"], coverage["colors"]
+
+        def paint(name: str) -> str:
+            return "rgb({}, {}, {})".format(*colors[name])
+
+        bar = "".join(
+            f'<i style="width:{100 * shares[name]:.1f}%;background:{paint(name)}" '
+            f'title="{title}: {shares[name]:.0%}"></i>'
+            for name, title, _ in _CLASSES
+        )
+        legend = "".join(
+            f'<li><i style="background:{paint(name)}"></i><b>{shares[name]:.0%} {title.lower()}</b> {what}</li>'
+            for name, title, what in _CLASSES
+        )
+        return (
+            '<section class="coverage"><h3>What the photos show of it</h3>'
+            f'<div class="shares" role="img" aria-label="{shares["observed"]:.0%} observed">{bar}</div>'
+            f'<div class="beside"><video src="{self._at(COVERAGE_VIDEO)}" autoplay loop muted playsinline '
+            f'aria-label="Map of what is known, turning"></video><ul class="legend">{legend}</ul></div></section>'
+        )
+
+    def _health(self) -> str:
+        mesh = self.record["quality"]["mesh"]
+        concerns = mesh.get("concerns") or []
+        verdict = (
+            '<p class="good">Watertight and without faults.</p>'
+            if mesh["watertight"] and not concerns
+            else "".join(f'<p class="concern">{escape(concern)}</p>' for concern in concerns)
+            or '<p class="good">No faults found.</p>'
+        )
+        facts = (
+            ("Triangles", "faces after simplification", f"{mesh['faces']:,}"),
+            ("Corners", "welded vertices", f"{mesh['vertices']:,}"),
+            ("Pieces", "connected components", f"{mesh['components']:,}"),
+            ("Closed", "watertight: every edge joins two faces that wind alike", "yes" if mesh["watertight"] else "no"),
+            ("Open edges", "boundary edges", f"{mesh['boundary_edges']:,}"),
+            ("Tangled edges", "non-manifold edges: more than two faces", f"{mesh['non_manifold_edges']:,}"),
+            ("Texture", "base colour, pixels a side", f"{mesh['texture_size']:,}"),
+            ("Texture in use", "share of the UV square that charts cover", f"{mesh['uv_coverage']:.0%}"),
+            ("Texture charts", "UV islands", f"{mesh['charts']:,}"),
+            ("File", "size of the GLB", fragments.size((self._folder / MESH).stat().st_size)),
+        )
+        items = "".join(f'<div title="{why}"><dt>{what}</dt><dd>{value}</dd></div>' for what, why, value in facts)
+        return f'<section class="health"><h3>The mesh</h3>{verdict}<dl>{items}</dl></section>'
+
+
+def _scores(scores: Mapping[str, float | None]) -> str:
+    parts = []
+    if scores.get("psnr") is not None:
+        parts.append(f'<abbr title="Peak signal-to-noise ratio; higher is closer">{scores["psnr"]:.1f} dB</abbr>')
+    if scores.get("iou") is not None:
+        parts.append(f'<abbr title="Intersection over union of the outlines">{scores["iou"]:.0%} outline</abbr>')
+    return " &middot; ".join(parts)

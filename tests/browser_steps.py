@@ -1,0 +1,98 @@
+"""What a person does on the page, as functions on a Playwright page."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+from PIL import Image
+
+WAIT = 120_000  # milliseconds; generous, for machines that do other things as well
+
+# A page that closes drops its event stream, which is logged as an error, harmlessly.
+HARMLESS = ("queue/data", "ERR_ABORTED", "heartbeat")
+
+
+def open_page(browser, address: str, width: int = 1280, height: int = 800, **options):
+    """A visitor's page; `page.errors` collects what its console complains of."""
+    page = browser.new_context(viewport={"width": width, "height": height}, **options).new_page()
+    page.errors = []
+    page.on("console", lambda message: page.errors.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: page.errors.append(str(error)))
+    page.goto(address)
+    page.wait_for_selector("#generate", timeout=WAIT)
+    page.wait_for_function("sessionStorage.getItem('reconstudio')", timeout=WAIT)  # the server knows this visitor
+    return page
+
+
+def close_page(page) -> None:
+    """Close it; its console must have been quiet."""
+    page.context.close()
+    assert [error for error in page.errors if not any(part in error for part in HARMLESS)] == []
+
+
+def add_photos(page, files: list, count: int | None = None) -> None:
+    """Upload files and wait until `count` photos (default: all) have been looked at."""
+    page.set_input_files("#photos input[type=file]", files)
+    wait_for_photos(page, len(files) if count is None else count)
+
+
+def wait_for_photos(page, count: int) -> None:
+    page.wait_for_function(
+        "count => document.querySelectorAll('#strip li.looked').length === count"
+        " && document.querySelectorAll('#strip li').length === count",
+        arg=count,
+        timeout=WAIT,
+    )
+
+
+def press(page, selector: str) -> None:
+    """Click a button as soon as it can be clicked."""
+    page.wait_for_selector(f"{selector}:not([disabled])", timeout=WAIT)
+    page.click(selector)
+
+
+def set_number(page, selector: str, value: float) -> None:
+    page.fill(f"{selector} input[type=number]", str(value))
+    page.keyboard.press("Tab")
+
+
+def choose_quick_settings(page, frames: int = 8, size: int = 64) -> None:
+    """The shortest turntable, which takes most of the time with tiny networks."""
+    page.click("#settings > button")
+    page.click("#settings button[role=tab] >> text=Model file")
+    set_number(page, "#setting-texture_size", 512)
+    set_number(page, "#setting-video_frames", frames)
+    set_number(page, "#setting-video_size", size)
+
+
+def wait_for_model(page) -> None:
+    page.wait_for_selector(".status.done >> text=Finished", timeout=WAIT)
+    page.wait_for_selector("#model[data-state=ready]", timeout=WAIT)
+
+
+def picture(page, selector: str) -> Image.Image:
+    return Image.open(io.BytesIO(page.locator(selector).screenshot(timeout=WAIT))).convert("RGB")
+
+
+def colours_in(page, selector: str) -> int:
+    """How many different colours a screenshot of an element has."""
+    image = picture(page, selector)
+    return len(image.getcolors(maxcolors=image.width * image.height))
+
+
+def drag(page, selector: str, right: int, down: int = 0) -> None:
+    """Drag from the middle of an element."""
+    box = page.locator(selector).bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + right, y + down, steps=4)
+    page.mouse.up()
+
+
+def download(page, selector: str, target: Path) -> Path:
+    with page.expect_download(timeout=WAIT) as coming:
+        page.click(selector)
+    coming.value.save_as(target)
+    return target
