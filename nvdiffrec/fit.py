@@ -97,6 +97,7 @@ class Fit:
             "log_focals": bool(options.cameras),
             "exposures": options.exposure,
         }
+        self.fits_anything = any(fitted.values())
         self.parameters = {name: value.requires_grad_(fitted[name]) for name, value in start.items()}
         self._start_orm = material.orm.clone()
         rates = {

@@ -120,7 +120,7 @@ def refine(
             belongs to the same input and settings, the run goes on from there and ends as if never interrupted.
 
     Raises:
-        InputError: fewer than two views, or a state file of another run.
+        InputError: fewer than two views, nothing to fit, or a state file of another run.
     """
     settings = settings or RefineSettings()
     if len(views) < 2:
@@ -155,6 +155,8 @@ class _Run:
         self.training = [i for i in range(len(views)) if i not in self.held_out]
         self.judges = self.held_out or self.training
         self.fit = Fit(asset, self.views.cameras, settings.fit)
+        if not self.fit.fits_anything:
+            raise InputError("Nothing is to be fitted: choose at least one of shape, colours, light and cameras.")
         self.before = score_asset(
             baseline[0], views.with_cameras(baseline[1]).scaled(settings.resolution), settings.fit.turntable
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +12,26 @@ import torch
 import trimesh
 from nvdiffrec_shapes import ball_views, bumpy_ball, patterned_material, ring, sky
 
-from nvdiffrec.asset import Asset, asset_from_views, load_asset
+from nvdiffrec.asset import Asset, asset_from_views, plain_material
+from nvdiffrec.asset_files import load_asset
+from nvdiffrec.finish import finish
 from nvdiffrec.hdr import read_hdr
+from nvdiffrec.material import Material
 from nvdiffrec.optimise import RefineResult, ViewScore
-from nvdiffrec.pictures import comparison, load_environment, relit_frames, write_picture, write_relit_turntable
+from nvdiffrec.pictures import (
+    comparison,
+    load_environment,
+    relit_frames,
+    renders,
+    write_picture,
+    write_relit_turntable,
+)
 from nvdiffrec.result import pbr_mesh, write_result
 from nvdiffrec.view_files import load_views
 from trellis.errors import InputError
-from trellis.export.gltf import to_gltf_frame
+from trellis.export.gltf import to_gltf_frame, write_glb
+from trellis.export.texels import texels_of
+from trellis.renderers.cameras import orbit
 from trellis.representations.mesh import MeshExtractResult
 
 HDRI = sorted((Path(__file__).parents[2] / "assets" / "hdri").glob("*.hdr"))
@@ -80,13 +93,90 @@ def test_a_bare_mesh_is_painted_from_the_photographs():
     assert float(asset.material.base_color.std()) > 0.05
 
 
-def test_a_file_without_texture_is_refused(tmp_path):
-    trimesh.creation.box().export(tmp_path / "box.glb")
-    with pytest.raises(InputError, match="base colour texture"):
-        load_asset(tmp_path / "box.glb")
+def test_every_map_of_a_file_is_read(tmp_path):
+    normal = torch.zeros(3, 32, 32)
+    normal[0], normal[2] = 0.3, 1
+    pattern = patterned_material()
+    pattern.orm[0, :16], pattern.orm[1, 16:] = 0.2, 0.8
+    write_glb(tmp_path / "full.glb", pbr_mesh(Asset(bumpy_ball(2), replace(pattern, normal=normal))))
+    material = load_asset(tmp_path / "full.glb", texture_size=32).material
+    torch.testing.assert_close(material.orm, pattern.orm, atol=0.01, rtol=0)
+    torch.testing.assert_close(
+        torch.nn.functional.normalize(material.normal, dim=0), torch.nn.functional.normalize(normal, dim=0),
+        atol=0.02, rtol=0,
+    )  # fmt: skip
+
+
+def test_factors_count_where_there_is_no_map(tmp_path):
+    mesh = pbr_mesh(Asset(bumpy_ball(2), patterned_material()))
+    mesh.visual.material = trimesh.visual.material.PBRMaterial(
+        baseColorFactor=[128, 64, 255, 255], roughnessFactor=0.4, metallicFactor=0.9
+    )
+    mesh.export(tmp_path / "plain.glb")
+    material = load_asset(tmp_path / "plain.glb", texture_size=16).material
+    torch.testing.assert_close(
+        material.base_color[:, 0, 0], torch.tensor([128, 64, 255]) / 255, atol=0.01, rtol=0
+    )
+    torch.testing.assert_close(material.orm[:, 3, 3], torch.tensor([0.4, 0.9]), atol=0.01, rtol=0)
+
+
+def test_a_mesh_without_texture_coordinates_takes_its_vertex_colours(tmp_path):
+    ball = trimesh.creation.icosphere(subdivisions=3, radius=0.4)
+    ball.visual.vertex_colors = np.where(ball.vertices[:, :1] > 0, [[250, 20, 20, 255]], [[20, 20, 250, 255]])
+    ball.export(tmp_path / "ball.glb")
+    asset = load_asset(tmp_path / "ball.glb", texture_size=64)
+    _, right = pictures_from_both_sides(asset)
+    assert right[0] > 200 > 60 > right[2]
+
+
+def test_a_dense_mesh_is_simplified_and_keeps_its_colours(tmp_path):
+    dense = Asset(bumpy_ball(5), patterned_material())
+    write_glb(tmp_path / "dense.glb", pbr_mesh(dense))
+    slim = load_asset(tmp_path / "dense.glb", texture_size=128, max_faces=2000)
+    assert len(slim.geometry.faces) <= 2040 < len(dense.geometry.faces)
+    same = [renders(asset, ring(3, 96)) for asset in (dense, slim)]
+    assert np.abs(np.stack(same[0]).astype(float) - np.stack(same[1])).mean() < 4
+    torch.testing.assert_close(
+        slim.material.orm.mean(dim=(1, 2)), dense.material.orm.mean(dim=(1, 2)), atol=3e-3, rtol=0
+    )
+
+
+def test_files_that_hold_no_asset_are_refused(tmp_path):
     (tmp_path / "bad.glb").write_bytes(b"not a mesh")
     with pytest.raises(InputError, match="cannot be read"):
         load_asset(tmp_path / "bad.glb")
+    with pytest.raises(InputError, match="cannot be read"):
+        load_asset(tmp_path / "none.glb")
+    broken = trimesh.creation.box()
+    broken.vertices[0] = np.nan
+    broken.export(tmp_path / "nan.glb")
+    with pytest.raises(InputError, match="not finite"):
+        load_asset(tmp_path / "nan.glb")
+    write_glb(tmp_path / "good.glb", pbr_mesh(Asset(bumpy_ball(2), patterned_material())))
+    with pytest.raises(InputError, match="texture size"):
+        load_asset(tmp_path / "good.glb", texture_size=33)
+
+
+def test_what_no_photograph_showed_takes_over_the_change_around_it():
+    start = Asset(bumpy_ball(3), plain_material(torch.full((3, 64, 64), 0.4)))
+    texels = texels_of(start.atlas, 64)
+    seen = np.zeros((64, 64), dtype=bool)
+    seen[texels.rows, texels.columns] = texels.positions[:, 0] > 0
+    stack = start.material.stack.clone()
+    stack[:3, torch.from_numpy(seen)] *= 0.5
+    stack[3, torch.from_numpy(seen)] = 0.2
+    fitted = replace(start, material=Material(stack[:3], stack[3:5]))
+    finished = finish(fitted, start)
+    color, roughness = finished.material.base_color, finished.material.orm[0]
+    assert float((color - 0.2).abs().max()) < 0.02 and float((roughness - 0.2).abs().max()) < 0.01
+    untouched = finish(start, start)
+    torch.testing.assert_close(untouched.material.base_color, start.material.base_color)
+
+
+def pictures_from_both_sides(asset: Asset) -> list[np.ndarray]:
+    """The colour [3] in the middle of a picture from -x and one from +x."""
+    cameras = orbit(torch.tensor([-torch.pi / 2, torch.pi / 2]), torch.zeros(2), size=32)
+    return [image[16, 16] for image in renders(asset, cameras)]
 
 
 def _bounds(points: np.ndarray) -> np.ndarray:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 import trimesh
 from torch import Tensor
 
+from nvdiffrec.asset import Asset, plain_material
 from nvdiffrec.light import FilteredLight, filter_light
 from nvdiffrec.material import Material
+from nvdiffrec.result import pbr_mesh
 from nvdiffrec.shading import PreparedMaterial, TexturedGeometry, render
 from nvdiffrec.views import Views, linear_to_srgb
+from trellis.export.gltf import write_glb
 from trellis.renderers.cameras import Cameras, orbit
 
 
@@ -46,8 +51,8 @@ def ring(count: int, size: int = 64) -> Cameras:
     return orbit(angle, 0.3 * torch.cos(3 * angle) + 0.2, radius=2.0, size=size)
 
 
-def photographs(geometry: TexturedGeometry, material: Material, light: FilteredLight, cameras: Cameras) -> Views:
-    """What cameras see of it."""
+def photographs(geometry: TexturedGeometry, material: Material, light: FilteredLight | None, cameras: Cameras) -> Views:
+    """What cameras see of it; without a light, its base colours."""
     prepared = PreparedMaterial.of(material)
     images, masks = [], []
     for index in range(len(cameras)):
@@ -62,3 +67,14 @@ def photographs(geometry: TexturedGeometry, material: Material, light: FilteredL
 
 def ball_views(count: int = 8, size: int = 64) -> Views:
     return photographs(bumpy_ball(), patterned_material(), filter_light(sky()), ring(count, size))
+
+
+def write_scene(folder: Path) -> Path:
+    """A refinement's input: photographs of the bumpy ball with their cameras, asset.glb, which is plain and grey, and
+    right/, where nothing is left to improve."""
+    plain = Asset(bumpy_ball(3, bumps=0.0), plain_material(torch.full((3, 32, 32), 0.5)))
+    write_glb(folder / "asset.glb", pbr_mesh(plain))
+    ball_views(6).save(folder)
+    write_glb(folder / "right" / "asset.glb", pbr_mesh(Asset(bumpy_ball(3), patterned_material())))
+    photographs(bumpy_ball(3), patterned_material(), None, ring(6)).save(folder / "right")
+    return folder
