@@ -206,6 +206,7 @@ class ComparePage:
     async def _follow(self, request: gr.Request) -> AsyncIterator[Any]:
         work = self._sessions.of(request.session_hash).works.get(WORK)
         if not isinstance(work, FollowedSweep) or work.ended:
+            yield gr.skip(), gr.skip()  # a generator that yields nothing would empty its outputs
             return
         shown = None
         async for now in Watch(work):

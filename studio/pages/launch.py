@@ -13,6 +13,7 @@ import gradio as gr
 
 from studio.engine import ASSETS
 from studio.pages import files, fragments
+from studio.pages.api import Api
 from studio.pages.compare import ComparePage
 from studio.pages.history import HistoryPage
 from studio.pages.hosting import Hosting, hosting
@@ -52,6 +53,7 @@ def build(service: Service, sessions: Sessions, host: Hosting | None = None, ref
             for part in (reconstruct, refine, compare):
                 part.on_load(attached)
             history_tab.select(history.refresh, None, history.list, **private)
+        Api(service, sessions, refine_only)
         page.unload(_detach(sessions))
     return page.queue(default_concurrency_limit=16)
 

@@ -153,7 +153,7 @@ class ReconstructPage:
         on_act(self.cameras, self._drop, [], [self.cameras, self.strip], queue=False)
 
         self.preset.input(self._choose_preset, self.preset, [self.preset, *self.controls.components], **_LIGHT)
-        buttons = [self.status, self.generate, self.check, self.rebake, self.cancel]
+        buttons = [self.status, self.generate, self.check, self.rebake, self.cancel, self.empty]
         for button, start, inputs in (
             (self.generate, self._generate, self.controls.components),
             (self.check, self._check, []),
@@ -281,14 +281,14 @@ class ReconstructPage:
         free = gr.update(interactive=True)
         work = session.works.get(WORK)
         if work is not None and not work.ended:
-            return fragments.waiting(), *[gr.update(interactive=False)] * 3, free
+            return fragments.waiting(), *[gr.update(interactive=False)] * 3, free, gr.skip()
         try:
             ticket = self._service.submit(job(session))
         except InputError as error:
             session.works[WORK] = work = refused(error)
-            return self._status(session, work), free, free, free, gr.update()
+            return self._status(session, work), free, free, free, gr.skip(), gr.skip()
         session.works[WORK] = FollowedJob(ticket.events(), ticket.cancelled)
-        return fragments.waiting(), *[gr.update(interactive=False)] * 3, free
+        return fragments.waiting(), *[gr.update(interactive=False)] * 3, free, gr.update(visible=False)
 
     def _stop(self, request: gr.Request) -> Any:
         work = self._sessions.of(request.session_hash).works.get(WORK)
@@ -301,9 +301,11 @@ class ReconstructPage:
         """Yield what the status display says until the job ends."""
         session = self._sessions.of(request.session_hash)
         work = session.works.get(WORK)
-        if isinstance(work, FollowedJob) and not work.ended:
-            async for now in Watch(work):
-                yield self._status(session, now)
+        if not isinstance(work, FollowedJob) or work.ended:
+            yield gr.skip()  # a generator that yields nothing would empty its output
+            return
+        async for now in Watch(work):
+            yield self._status(session, now)
 
     def _settle(self, request: gr.Request) -> Any:
         """The page after a job."""
@@ -337,7 +339,7 @@ class ReconstructPage:
         view = self._view(session)
         there = view is not None
         panel = self._cameras_html(session)
-        where = [gr.update(visible=not there and not panel), panel, gr.update(visible=there)]
+        where = [gr.update(visible=not (there or panel or busy)), panel, gr.update(visible=there)]
         if not new:
             return [*head, *where, *[gr.skip()] * 6, *[gr.skip()] * len(self.rebake_controls.components)]
         if view is None:

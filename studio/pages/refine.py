@@ -128,9 +128,9 @@ class RefinePage:
 
     def _connect(self) -> None:
         self.source.change(lambda which: gr.update(visible=which == _UPLOADED), self.source, self.uploads, **_LIGHT)
-        buttons = [self.status, self.start, self.stop]
+        buttons = [self.status, self.start, self.stop, self.empty]
         inputs = [self.source, self.asset, self.photos, self.cameras, *self.controls.components]
-        self._outputs = [*buttons, self.empty, self.result, self.views, self.model, self.lights, self.files]
+        self._outputs = [*buttons, self.result, self.views, self.model, self.lights, self.files]
         self._follow_after(self.start.click(self._begin, inputs, buttons, **_LIGHT), self._settle)
         self.stop.click(self._stop, None, [self.stop, self.status], **_LIGHT)
 
@@ -151,7 +151,7 @@ class RefinePage:
         work = session.works.get(WORK)
         busy = gr.update(interactive=False), gr.update(interactive=True)
         if work is not None and not work.ended:
-            return gr.skip(), *busy
+            return gr.skip(), *busy, gr.skip()
         try:
             settings = self.controls.settings(values)
             out = self._sessions.new_folder(session, "refined")
@@ -159,13 +159,13 @@ class RefinePage:
                 job = self._job_of_run(session, settings, out)
             else:
                 given = self._sessions.new_folder(session, "given")
-                job = _job_of_uploads(given, asset, photos or (), cameras or (), settings, out, session.key)
+                job = job_of_uploads(given, asset, photos or (), cameras or (), settings, out, session.key)
             ticket = self._service.submit(job)
         except InputError as error:
             session.works[WORK] = refused(error)
-            return ending(error), gr.update(interactive=True), gr.update(interactive=False)
+            return ending(error), gr.update(interactive=True), gr.update(interactive=False), gr.skip()
         session.works[WORK] = FollowedRefinement(ticket.events(), ticket.cancelled, self._sessions.shelf.put(out))
-        return fragments.waiting(), *busy
+        return fragments.waiting(), *busy, gr.update(visible=False)
 
     def _job_of_run(self, session: Session, settings: RefineSettings, out: Path) -> RefineJob:
         folder = self._sessions.shelf.find(session.shown or "")
@@ -183,6 +183,7 @@ class RefinePage:
     async def _follow(self, request: gr.Request) -> AsyncIterator[Any]:
         work = self._sessions.of(request.session_hash).works.get(WORK)
         if not isinstance(work, FollowedRefinement) or work.ended:
+            yield [gr.skip()] * 3  # a generator that yields nothing would empty its outputs
             return
         async for now in Watch(work):
             yield self._status(now), gr.update(interactive=False), gr.update(interactive=not now.cancelled.is_set())
@@ -204,7 +205,7 @@ class RefinePage:
             work.settled = True
             session.refined = refinement = (work.key, work.outcome)
         if refinement is None or not (new or loaded):
-            return [*head, gr.skip() if refinement else gr.update(visible=True), *[gr.skip()] * 5]
+            return [*head, gr.update(visible=refinement is None and not busy), *[gr.skip()] * 5]
         pieces = refine_view.result(refinement[1], refinement[0])
         shown = [pieces[name] for name in ("views", "model", "lights", "files")]
         return [*head, gr.update(visible=False), gr.update(visible=True), *shown]
@@ -223,7 +224,7 @@ class RefinePage:
         return ending(work.error)
 
 
-def _job_of_uploads(
+def job_of_uploads(
     folder: Path, asset: str | None, photos: Sequence[str], cameras: Sequence[str], settings: RefineSettings, out: Path,
     user: str,
 ) -> RefineJob:  # fmt: skip

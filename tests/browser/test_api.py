@@ -1,0 +1,79 @@
+"""The named endpoints, as another program calls them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import httpx
+import pytest
+import trimesh
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+
+ROOT = Path(__file__).resolve().parents[2]
+QUICK = {"texture_size": 512, "video_frames": 4, "video_size": 64}
+
+
+@pytest.fixture(scope="module")
+def client(server, tmp_path_factory) -> Client:
+    return Client(server, download_files=tmp_path_factory.mktemp("downloads"), verbose=False)
+
+
+def test_the_example_of_the_readme_runs(server, photos, tmp_path, monkeypatch, capsys):
+    section = (ROOT / "README.md").read_text().split("## From another program")[1]
+    example = re.search(r"```python\n(.*?)```", section, re.DOTALL).group(1)
+    (tmp_path / "photos").mkdir()
+    for number, file in enumerate(photos):
+        Path(file).rename(tmp_path / "photos" / f"{number}.png")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example.replace("http://127.0.0.1:7860", server), "README.md", "exec"), {})
+    assert len(trimesh.load(tmp_path / "chair.glb", force="mesh").faces) > 0
+    assert "dB" in capsys.readouterr().out
+
+
+def test_endpoints_are_named_and_typed(client):
+    endpoints = client.view_api(return_format="dict")["named_endpoints"]
+    assert set(endpoints) == {"/reconstruct", "/find_cameras", "/bake_again", "/refine"}
+    names = [parameter["parameter_name"] for parameter in endpoints["/reconstruct"]["parameters"]]
+    assert names == ["photos", "preset", "seed", "settings"]
+    assert endpoints["/reconstruct"]["description"].startswith("Turn photos of one object")
+
+
+def test_cameras_come_without_a_model_and_a_model_is_baked_again(client, photos):
+    found = client.predict([handle_file(file) for file in photos], api_name="/find_cameras")
+    assert len(found["cameras"]["frames"]) == len(found["views"]) == 4
+    assert 0 <= found["views"][0]["trust"] <= 1
+    files = [handle_file(file) for file in photos[:2]]
+    model, splats, turntable, report = client.predict(files, "draft", 3, QUICK, api_name="/reconstruct")
+    assert [Path(file).suffix for file in (model, splats, turntable)] == [".glb", ".ply", ".mp4"]
+    assert report["seed"] == 3 and report["settings"]["video_frames"] == 4
+    model, again = client.predict(report["run"], 0.95, 768, api_name="/bake_again")
+    assert trimesh.load(model, force="mesh").visual.material.baseColorTexture.size == (768, 768)
+    assert "structure" in again["cached"]
+
+
+def test_what_cannot_be_is_answered_with_a_sentence(client, photos):
+    with pytest.raises(AppError, match="There is no setting 'nonsense'"):
+        client.predict([handle_file(photos[0])], "draft", 0, {"nonsense": 1}, api_name="/reconstruct")
+    with pytest.raises(AppError, match="There is no such run"):
+        client.predict("../../etc", 0.95, 1024, api_name="/bake_again")
+    with pytest.raises(AppError, match="needs photographs"):
+        client.predict(handle_file(_cube(photos)), [], None, 20, {}, api_name="/refine")
+
+
+def test_no_file_of_the_server_can_be_named_as_an_upload(server, server_folder, client):
+    secret = server_folder / "log"
+    for path in (str(secret), "/etc/passwd", f"{ROOT}/README.md"):
+        file = {"path": path, "meta": {"_type": "gradio.FileData"}}
+        with pytest.raises((AppError, ValueError, httpx.HTTPError)):
+            client.predict([file], api_name="/find_cameras")
+        assert httpx.get(f"{server}/gradio_api/file={path}").status_code in (403, 404)
+    for path in ("studio-files/x/run.json", "studio-files/../log", "studio-assets/..%2fstyle.css"):
+        assert httpx.get(f"{server}/{path}").status_code == 404
+
+
+def _cube(photos: list[str]) -> str:
+    file = Path(photos[0]).with_name("cube.glb")
+    trimesh.creation.box().export(file)
+    return str(file)
