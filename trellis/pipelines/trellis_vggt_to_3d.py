@@ -216,7 +216,6 @@ class TrellisVGGTTo3DPipeline:
         flow = self.models["sparse_structure_flow_model"]
         return torch.randn(1, flow.in_channels, *(flow.resolution,) * 3, generator=generator)
 
-    @torch.no_grad()
     def sample_sparse_structure(
         self,
         cond: Tensor,
@@ -227,11 +226,7 @@ class TrellisVGGTTo3DPipeline:
     ) -> Tensor:
         """Sample which voxels the surface passes through.
 
-        Args:
-            cond: `Conditions.structure`.
-            sampler_params: fields of GuidanceParams, over the pipeline's defaults.
-            batched: whether a guided step runs the network once with both conditions; False takes half the memory.
-                None for what is faster on the device.
+        Args: see `sample_structure_latent`.
 
         Returns:
             coords int32 [N, 4] (batch 0, x, y, z), sorted.
@@ -239,7 +234,34 @@ class TrellisVGGTTo3DPipeline:
         Raises:
             InputError: no voxel came out occupied.
         """
-        flow, decoder = self.models["sparse_structure_flow_model"], self.models["sparse_structure_decoder"]
+        latent = self.sample_structure_latent(cond, seed, sampler_params, callback, batched)
+        with torch.no_grad():
+            coords = occupied_coords(self.models["sparse_structure_decoder"](latent))
+        if len(coords) == 0:
+            raise InputError(
+                "No object came out of these views: check that each shows the whole object, cut out of its background, "
+                "or try another seed."
+            )
+        return coords
+
+    @torch.no_grad()
+    def sample_structure_latent(
+        self,
+        cond: Tensor,
+        seed: int = 42,
+        sampler_params: Mapping[str, Any] | None = None,
+        callback: Callback | None = None,
+        batched: bool | None = None,
+    ) -> Tensor:
+        """Sample the latent [1, C, R, R, R] from which `sample_sparse_structure` decodes the voxels.
+
+        Args:
+            cond: `Conditions.structure`.
+            sampler_params: fields of GuidanceParams, over the pipeline's defaults.
+            batched: whether a guided step runs the network once with both conditions; False takes half the memory.
+                None for what is faster on the device.
+        """
+        flow = self.models["sparse_structure_flow_model"]
         params = GuidanceParams.from_overlay(self.sparse_structure_sampler_params, sampler_params)
         report = _reporter(callback, "structure", params.steps)
         report(0)
@@ -248,13 +270,7 @@ class TrellisVGGTTo3DPipeline:
         for step in self.sparse_structure_sampler.iterate(flow, latent, lambda _: guidance, params):
             latent = step.x
             report(step.index + 1)
-        coords = occupied_coords(decoder(latent))
-        if len(coords) == 0:
-            raise InputError(
-                "No object came out of these views: check that each shows the whole object, cut out of its background, "
-                "or try another seed."
-            )
-        return coords
+        return latent
 
     @torch.no_grad()
     def sample_slat(
@@ -275,7 +291,7 @@ class TrellisVGGTTo3DPipeline:
             sampler_params: fields of GuidanceParams, over the pipeline's defaults.
             mode: "multidiffusion" lets every step see all views; "stochastic" shows each step one view, in turns, which
                 is faster with many views.
-            batched: as in `sample_sparse_structure`.
+            batched: as in `sample_structure_latent`.
 
         Returns:
             The latent, feats [N, C] in the decoders' units.
