@@ -40,9 +40,12 @@ class TexturedMesh:
     normals: np.ndarray
     texture: np.ndarray
 
-    def to_trimesh(self) -> trimesh.Trimesh:
-        """In the glTF frame, with a rough dielectric material; `.export("x.glb")` writes it."""
-        return build_trimesh(self)
+    def to_trimesh(self, longest_side: float | None = None) -> trimesh.Trimesh:
+        """In the glTF frame, with a rough dielectric material; `.export("x.glb")` writes it.
+
+        `longest_side` is that of the bounding box in metres; None keeps one object unit as one metre.
+        """
+        return build_trimesh(self, metres_per_unit(self.vertices, longest_side))
 
     def export(
         self, path: str | PathLike[str], longest_side: float | None = None, image_format: str = "png"
@@ -72,8 +75,11 @@ class TexturedMesh:
             temporary.write_bytes(content)
 
 
-def build_trimesh(mesh: TexturedMesh) -> trimesh.Trimesh:
-    """A `trimesh.Trimesh` in the glTF frame with the texture as base colour: metallic 0, roughness 1, opaque."""
+def build_trimesh(mesh: TexturedMesh, scale: float = 1.0) -> trimesh.Trimesh:
+    """A `trimesh.Trimesh` in the glTF frame with the texture as base colour: metallic 0, roughness 1, opaque.
+
+    `scale` is in metres per object unit.
+    """
     import trimesh
     from trimesh.visual.material import PBRMaterial
 
@@ -88,7 +94,7 @@ def build_trimesh(mesh: TexturedMesh) -> trimesh.Trimesh:
     )
     # trimesh measures v upwards, as we do, and turns it over for the file (glTF measures it downwards).
     return trimesh.Trimesh(
-        vertices=to_gltf_frame(mesh.vertices),
+        vertices=to_gltf_frame(mesh.vertices) * scale,
         faces=mesh.faces,
         vertex_normals=to_gltf_frame(mesh.normals),
         visual=trimesh.visual.TextureVisuals(uv=mesh.uvs, material=material),
