@@ -3,17 +3,20 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import trimesh
 from shapes import mesh_of, sphere
 
 from trellis.errors import InputError
 from trellis.export import ExportOptions, export_mesh
 from trellis.export.clean import CleanOptions
 from trellis.export.photographs import Photographs, blend_photographs, to_linear, to_srgb
+from trellis.export.pipeline import bake_texture
 from trellis.export.surface import surface_of
 from trellis.export.texels import texels_of
 from trellis.export.unwrap import unwrap
 from trellis.renderers import mesh_raster
 from trellis.renderers.cameras import orbit
+from trellis.representations.gaussian import SH_DC, Gaussian
 
 
 def paint(points):
@@ -97,3 +100,37 @@ def test_pictures_that_do_not_fit_their_cameras_are_refused(scene):
         Photographs(photographs.images[:3], photographs.cameras)
     with pytest.raises(InputError, match=r"Photograph 0 must be \[3, 256, 256\]"):
         Photographs([image[:, :100] for image in photographs.images], photographs.cameras)
+
+
+def test_photographs_of_other_exposures_beat_splats_alone():
+    """The texture against the true paint, from splats too few to hold its detail and with five photographs added."""
+    ball = sphere(0.4, 4)
+    points, _ = trimesh.sample.sample_surface(sphere(0.4, 5), 6_000, seed=0)
+    gaussian = Gaussian([-0.5, -0.5, -0.5, 1, 1, 1], mininum_kernel_size=0.0, scaling_activation="exp")
+    gaussian.from_xyz(torch.from_numpy(np.asarray(points)).float())
+    gaussian.from_features(((torch.from_numpy(fine_paint(points)) - 0.5) / SH_DC).float()[:, None])
+    gaussian.from_scaling(torch.full((len(points), 3), 0.012))
+    gaussian.from_rotation(torch.tensor([[1.0, 0, 0, 0]]).repeat(len(points), 1))
+    gaussian.from_opacity(torch.full((len(points), 1), 0.9))
+    atlas = unwrap(surface_of(mesh_of(ball.vertices, ball.faces)), 256)
+    dense, texels = atlas.surface, texels_of(atlas, 256)
+    yaw = torch.tensor([0.0, 1.25, 2.5, 3.75, 5.0])
+    cameras = orbit(yaw, torch.tensor([0.3, -0.3, 0.3, -0.3, 0.3]), 2.0, 40.0, 384)
+    vertices, faces = torch.from_numpy(atlas.vertices), torch.from_numpy(atlas.faces)
+    images = []
+    for k, gain in enumerate((1.0, 0.8, 1.2, 1.1, 0.95)):
+        view = mesh_raster.render_mesh(vertices, faces, vertices, cameras, k, antialiased=False)
+        image = to_srgb(to_linear(fine_paint(view["attributes"].numpy())) * gain).clip(0, 1)
+        images.append(torch.from_numpy(image).float().permute(2, 0, 1))
+    options = ExportOptions(num_views=12, view_resolution=192)
+    quiet = lambda *step: None  # noqa: E731
+    psnr = []
+    for photographs in (None, Photographs(images, cameras)):
+        texture = bake_texture(atlas, dense, gaussian, 256, options, quiet, photographs) / 255
+        error = texture[texels.rows, texels.columns] - fine_paint(texels.positions)
+        psnr.append(-10 * np.log10(np.square(error)[np.abs(texels.positions[:, 2]) < 0.3].mean()))
+    assert psnr[1] > psnr[0] + 8 and psnr[1] > 28
+
+
+def fine_paint(points):
+    return 0.5 + 0.3 * np.sin(70 * np.asarray(points) + np.array([0, 1, 2]))
