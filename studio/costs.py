@@ -9,18 +9,18 @@ from studio.settings import settings_from_json
 
 GOOD_ENOUGH = 0.5  # dB below the best at which a difference is hard to see
 
-# The settings that each stage is the first to read; it also depends on those of the stages before it.
-_READS = {
-    "prepare": (),
-    "cameras": (),
-    "structure": ("structure", "seed_of_structure"),
-    "latent": ("latent", "mode", "seed_of_latent"),
-    "decode": (),
-    "mesh": ("simplify",),
-    "bake": ("texture_size",),
-    "video": ("video_frames", "video_size"),
-    "report": (),
-    "write": (),
+# What each stage builds on, and the settings that it reads itself.
+_STAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "prepare": ((), ()),
+    "cameras": (("prepare",), ()),
+    "structure": (("cameras",), ("structure", "seed_of_structure")),
+    "latent": (("structure",), ("latent", "mode", "seed_of_latent")),
+    "decode": (("latent",), ()),
+    "mesh": (("decode",), ("simplify",)),
+    "bake": (("mesh",), ("texture_size",)),
+    "video": (("decode",), ("video_frames", "video_size")),
+    "report": (("bake", "video"), ()),
+    "write": (("report",), ()),
 }
 
 
@@ -33,11 +33,11 @@ def full_seconds(records: Sequence[Mapping[str, Any]]) -> list[float | None]:
     known: dict[tuple[str, Any], float] = {}
     for record in records:
         for stage, spent in record["seconds"].items():
-            if stage in _READS:
+            if stage in _STAGES:
                 known[stage, _reads(stage, record)] = spent
     totals: list[float | None] = []
     for record in records:
-        spent = [record["seconds"].get(stage, known.get((stage, _reads(stage, record)))) for stage in _READS]
+        spent = [record["seconds"].get(stage, known.get((stage, _reads(stage, record)))) for stage in _STAGES]
         totals.append(None if None in spent else round(sum(spent), 3))
     return totals
 
@@ -61,10 +61,9 @@ def best_bargain(scores: Sequence[float | None], costs: Sequence[float | None]) 
 def _reads(stage: str, record: Mapping[str, Any]) -> str:
     """Everything among the settings that a stage's time and output depend on."""
     settings = settings_from_json(record["settings"])
-    names = []
-    for name, reads in _READS.items():
-        if name != "video" or stage in ("video", "report", "write"):  # nothing is made from the video
-            names += reads
-        if name == stage:
-            break
-    return repr([getattr(settings, name) for name in names])
+    return repr([(name, getattr(settings, name)) for name in sorted(_settings_of(stage))])
+
+
+def _settings_of(stage: str) -> set[str]:
+    inputs, own = _STAGES[stage]
+    return set(own).union(*map(_settings_of, inputs))

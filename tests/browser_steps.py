@@ -28,7 +28,8 @@ def open_page(browser, address: str, width: int = 1280, height: int = 800, **opt
 def close_page(page) -> None:
     """Close it; its console must have been quiet."""
     page.context.close()
-    assert [error for error in page.errors if not any(part in error for part in HARMLESS)] == []
+    errors = [error for error in page.errors if not any(part in error for part in HARMLESS)]
+    assert not errors, errors
 
 
 def add_photos(page, files: list, count: int | None = None) -> None:

@@ -179,7 +179,8 @@ class ReconstructPage:
 
     def on_load(self, event: Any) -> None:
         """After the page's load event has attached the session: show it, and follow its job if there is one."""
-        shown = event.then(self._restore, None, self.open_outputs, **_LIGHT)
+        outputs = [*self.open_outputs, *self.controls.components]
+        shown = event.then(self._restore, None, outputs, **_LIGHT)
         self._follow_after(shown)
         shown.then(self._look, None, [self.strip], **_PRIVATE, concurrency_limit=2, concurrency_id="look")
 
@@ -244,7 +245,8 @@ class ReconstructPage:
 
     def _generate(self, request: gr.Request, *values: Any) -> Any:
         def job(session: Session) -> Job:
-            settings, views = self.controls.settings(values), session.photos.views()
+            session.settings = settings = self.controls.settings(values)
+            views = session.photos.views()
             make_job(views, settings, session.folder)  # refuses before a run is listed
             key, folder = self._sessions.new_run(session)
             session.coming = key
@@ -328,7 +330,10 @@ class ReconstructPage:
         wanted = request.query_params.get("run")
         if wanted and self._sessions.shelf.file(wanted, RUN):
             session.shown = wanted
-        return self.open_updates(session, True)
+        controls = [gr.skip()] * len(self.controls.components)
+        if session.settings is not None:
+            controls = self.controls.values_of(session.settings)
+        return [*self.open_updates(session, True), *controls]
 
     def open_updates(self, session: Session, new: bool) -> list[Any]:
         """Values for `open_outputs`. `new`: there is another result than before; else the shown one stays untouched."""

@@ -20,6 +20,7 @@ from studio.pages.files import Shelf
 from studio.pages.follow import Followed
 from studio.pages.photos import Photos
 from studio.refine_events import Refined
+from studio.settings import ReconstructSettings
 
 GRACE_SECONDS = 60.0  # a job goes on this long after its page was closed, so that a reload finds it
 KEEP_SECONDS = 3600.0
@@ -36,6 +37,7 @@ class Session:
         photos: on the Reconstruct page.
         works: what runs or ran last, by page.
         runs: keys of the runs on the shelf, oldest first.
+        settings: those asked for last.
         shown: the run on the Reconstruct page; coming: the one that is being made, None while only cameras are sought.
         cameras: those found last, camera_folder: the key of their pictures, camera_photos: ids of their photographs.
         sheet: key of the files of the latest comparison.
@@ -48,6 +50,7 @@ class Session:
     photos: Photos
     works: dict[str, Followed] = field(default_factory=dict)
     runs: list[str] = field(default_factory=list)
+    settings: ReconstructSettings | None = None
     shown: str | None = None
     coming: str | None = None
     cameras: CamerasFound | None = None

@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -44,8 +45,9 @@ def server(server_folder: Path) -> Iterator[str]:
         "TMPDIR": str(folder / "tmp"),
         "HF_HUB_OFFLINE": "1",
         "RECONSTUDIO_CACHE": str(folder / "cache"),
-        "RECONSTUDIO_GRACE": "30",
-        "RECONSTUDIO_KEEP": "31",
+        "RECONSTUDIO_GRACE": "20",
+        "RECONSTUDIO_KEEP": "21",
+        "RECONSTUDIO_MCP": "1" if find_spec("mcp") else "",
         "RECONSTUDIO_HISTORY": str(folder / "history.jsonl"),
     }
     address = f"http://127.0.0.1:{port}"

@@ -77,3 +77,24 @@ def _cube(photos: list[str]) -> str:
     file = Path(photos[0]).with_name("cube.glb")
     trimesh.creation.box().export(file)
     return str(file)
+
+
+def test_the_endpoints_are_tools_of_the_model_context_protocol(server):
+    pytest.importorskip("mcp", reason="gradio[mcp] is not installed")
+    import anyio
+    from mcp import ClientSession
+    from mcp.client.streamable_http import streamablehttp_client
+
+    async def ask() -> tuple[set[str], str]:
+        address = f"{server}/gradio_api/mcp/"
+        async with streamablehttp_client(address) as (read, write, _), ClientSession(read, write) as session:
+            await session.initialize()
+            tools = (await session.list_tools()).tools
+            name = next(tool.name for tool in tools if tool.name.endswith("bake_again"))
+            answer = await session.call_tool(name, {"run": "nobody", "simplify": 0.95, "texture_size": 512})
+            return {tool.name for tool in tools}, answer.content[0].text
+
+    names, answer = anyio.run(ask)
+    for endpoint in ("reconstruct", "find_cameras", "bake_again", "refine"):
+        assert any(name.endswith(endpoint) for name in names)
+    assert "There is no such run" in answer

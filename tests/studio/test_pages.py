@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import csv
 import io
+import re
 import threading
 from collections.abc import Iterator
 
@@ -13,14 +15,16 @@ from PIL import Image
 from tiny_checkpoint import tiny_views
 
 from studio.events import Note, Progress
-from studio.pages import fragments
+from studio.pages import fragments, refine_view, sheet
 from studio.pages.controls import SettingControls
 from studio.pages.files import Shelf
 from studio.pages.follow import FollowedJob
 from studio.pages.hosting import Hosting, hosting
 from studio.pages.photos import Photos
 from studio.pages.reconstruct import find_examples
+from studio.pages.refine import job_of_uploads
 from studio.pages.sessions import MAX_RUNS, Sessions
+from studio.refine_settings import RefineSettings
 from studio.settings import leaves, make_settings
 from studio.stages import STAGES
 from trellis.errors import InputError
@@ -209,3 +213,41 @@ def test_progress_names_the_stage_the_step_and_the_time():
 
 def test_messages_cannot_smuggle_in_html():
     assert "<script>" not in fragments.stopped("That did not work", ["'<script>.png' is empty."])
+
+
+def test_a_comparison_is_handed_on_as_one_file_and_as_figures(tmp_path):
+    steps = next(setting for setting in leaves() if setting.key == "structure_steps")
+    axes = [sheet.Axis(steps, ("5", "30"))]
+    (tmp_path / "turntable.mp4").write_bytes(b"a film")
+    cards = [
+        sheet.Card(("5",), tmp_path / "turntable.mp4", 20.1, 61.0, 9000, 2**20, bargain=True, key="secret"),
+        sheet.Card(("30",), tmp_path / "turntable.mp4", 20.5, 122.0, 9000, 2**20),
+    ]
+    html = sheet.page("<Burger>", axes, cards)
+    assert html.count("data:video/mp4;base64,YSBmaWxt") == 2 and "&lt;Burger&gt;" in html
+    assert "secret" not in html and not re.search(r"""(?:src|href)=["'](?!data:)""", html)
+    assert "within 0.4 dB of the best and takes 50% of its time" in html
+    rows = list(csv.reader(io.StringIO(sheet.table(axes, cards))))
+    assert rows == [
+        ["structure_steps", "psnr_db", "seconds", "triangles", "glb_bytes", "bargain"],
+        ["5", "20.1", "61.0", "9000", "1048576", "1"],
+        ["30", "20.5", "122.0", "9000", "1048576", "0"],
+    ]
+
+
+def test_a_curve_is_drawn_over_its_own_range():
+    points = [(step, 1.0 / step) for step in range(1, 2001)]
+    svg = refine_view.curve(points, 2000)
+    assert svg.count(",") < 400 and "0.0005" in svg
+    assert refine_view.curve([(5, 2.0)], 10, dots=True).count("<circle") >= 1
+
+
+def test_files_handed_in_for_a_refinement_need_names_of_their_own(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        tiny_views(1)[0].save(tmp_path / folder / "view.png")
+    given = tmp_path / "given"
+    given.mkdir()
+    with pytest.raises(InputError, match="Two files are called 'view.png'"):
+        job_of_uploads(given, "model.glb", [str(tmp_path / f / "view.png") for f in "ab"], (), RefineSettings(),
+                       tmp_path / "out", "user")  # fmt: skip
