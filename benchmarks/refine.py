@@ -99,8 +99,9 @@ def from_scratch(name: str, truth: Asset, views: Views, arguments: argparse.Name
 
 
 def lost_cameras(name: str, truth: Asset, views: Views, arguments: argparse.Namespace) -> str:
-    """Bar c: turn each camera by 3 degrees about a random axis through it, move it by 3 percent of its distance."""
-    wrong = perturbed(views.cameras, 3.0, 0.03)
+    """Bar c: turn each camera by 3 degrees about a random axis through it, move it by 3 percent of its distance, make
+    its focal length 3 percent longer or shorter."""
+    wrong = perturbed(views.cameras, 3.0, 0.03, 0.03)
     wall, processor = time.time(), time.process_time()
     steps = arguments.steps or 24 * len(views)
     options = FitOptions(geometry=False, cameras=True, camera_rate=8e-3)
@@ -116,8 +117,9 @@ def lost_cameras(name: str, truth: Asset, views: Views, arguments: argparse.Name
     )
 
 
-def perturbed(cameras: Cameras, degrees: float, part: float, seed: int = 0) -> Cameras:
-    """Every camera turned by exactly `degrees` and moved by exactly `part` of its distance, in random directions."""
+def perturbed(cameras: Cameras, degrees: float, part: float, focal: float = 0.0, seed: int = 0) -> Cameras:
+    """Every camera turned by exactly `degrees` and moved by exactly `part` of its distance, in random directions, its
+    focal length longer or shorter by exactly the part `focal`."""
     generator = torch.Generator().manual_seed(seed)
     axes, shifts = torch.nn.functional.normalize(torch.randn(2, len(cameras), 3, generator=generator), dim=2)
     twist = torch.zeros(len(cameras), 4, 4)
@@ -127,7 +129,10 @@ def perturbed(cameras: Cameras, degrees: float, part: float, seed: int = 0) -> C
     extrinsics = turn @ cameras.extrinsics
     extrinsics[:, :3, 3] += shifts * part * cameras.centers.norm(dim=1, keepdim=True)
     extrinsics[:, 3] = torch.tensor([0.0, 0, 0, 1])
-    return Cameras(extrinsics, cameras.intrinsics, cameras.image_size)
+    factors = 1 + focal * torch.randn(len(cameras), generator=generator).sign()
+    intrinsics = cameras.intrinsics.clone()
+    intrinsics[:, [0, 1], [0, 1]] *= factors[:, None]
+    return Cameras(extrinsics, intrinsics, cameras.image_size)
 
 
 def _last(steps) -> RefineResult:

@@ -9,7 +9,7 @@ from trellis.renderers.cameras import Cameras
 
 ROTATION_SPREAD = 0.05  # radians; how wrong a predicted camera is taken to be, one standard deviation
 SHIFT_SPREAD = 0.05  # of the distance to the object
-FOCAL_SPREAD = 0.005  # of the focal length; tighter than predictions are, because distance can stand in for it
+FOCAL_SPREAD = 0.02  # of the focal length
 
 
 def corrected(cameras: Cameras, twists: Tensor, log_focals: Tensor, index: int) -> tuple[Tensor, Tensor]:
@@ -20,15 +20,18 @@ def corrected(cameras: Cameras, twists: Tensor, log_focals: Tensor, index: int) 
         twists: [N, 6]; a rotation vector in radians (camera axes, about the origin of the object frame), and a shift in
             units of the distance to the origin. Turning about the object keeps the two nearly independent: a wrong
             direction of view does not also move the object out of the picture.
-        log_focals: [N] logarithm of the factor on the focal length.
+        log_focals: [N] logarithm of the factor on the focal length. A longer lens also stands back by the same factor
+            (a dolly zoom), so that it changes the perspective and not the size, which is the shift's to change: as one
+            and the other alone they would be nearly the same, and neither would be found.
     """
     extrinsics, twist = cameras.extrinsics[index], twists[index]
     distance = extrinsics[:3, 3].norm().clamp(min=1e-6)
-    rotation = rotation_of(twist[:3]) @ extrinsics[:3, :3]
-    translation = extrinsics[:3, 3] + distance * twist[3:]
-    top = torch.cat([rotation, translation[:, None]], dim=1)
     factor = log_focals[index].exp()
-    scale = torch.stack([factor, factor, torch.ones_like(factor)])
+    one = torch.ones_like(factor)
+    scale = torch.stack([factor, factor, one])
+    rotation = rotation_of(twist[:3]) @ extrinsics[:3, :3]
+    translation = (extrinsics[:3, 3] + distance * twist[3:]) * torch.stack([one, one, factor])
+    top = torch.cat([rotation, translation[:, None]], dim=1)
     return torch.cat([top, top.new_tensor([[0, 0, 0, 1]])]), _scaled_focal(cameras.intrinsics[index], scale)
 
 

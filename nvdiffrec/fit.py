@@ -17,6 +17,7 @@ from nvdiffrec.shading import PreparedMaterial, render
 from nvdiffrec.views import Views
 from trellis.renderers.cameras import Cameras
 
+_FOCAL_PACE = 3.0  # perspective alone pulls at a focal length, weakly and along a long way
 _LIGHT_RANGE = (-7.0, 7.0)  # of the logarithm of a fitted light
 
 
@@ -102,7 +103,7 @@ class Fit:
         self._start_orm = material.orm.clone()
         rates = {
             "color": options.color_rate, "orm": options.orm_rate, "normal": options.orm_rate,
-            "light": options.light_rate, "twists": options.camera_rate, "log_focals": options.camera_rate,
+            "light": options.light_rate, "twists": options.camera_rate, "log_focals": _FOCAL_PACE * options.camera_rate,
             "exposures": options.exposure_rate,
         }  # fmt: skip
         groups = [{"params": [self.parameters[n]], "lr": rate, "base": rate} for n, rate in rates.items() if fitted[n]]

@@ -102,7 +102,9 @@ def _load_transforms(
         for entry, (image, _) in zip(frames, opened, strict=True)
     ]
     cameras, _ = from_transforms({**record, "frames": sized}, frame)
-    return _views(cameras, opened, names, predicted=bool(record.get("predicted_by")))
+    # A reconstruction's own file says in which frame it is, and its cameras are estimates; a refinement that was given
+    # measured ones says that nothing predicted them.
+    return _views(cameras, opened, names, predicted=bool(record.get("predicted_by", record.get("frame"))))
 
 
 def _load_colmap(

@@ -87,8 +87,8 @@ def write_asset(
         shutil.copyfile(job.asset, folder / MESH)
     names = _names(registration.views)
     # Estimates stay estimates, however much they have been corrected.
-    origin = {"predicted_by": "VGGT, corrected"} if registration.views.predicted else {}
-    write_json(folder / CAMERAS, {"frame": "gltf", **origin, **to_transforms(result.cameras, names)})
+    origin = "VGGT, corrected" if registration.views.predicted else None
+    write_json(folder / CAMERAS, {"frame": "gltf", "predicted_by": origin, **to_transforms(result.cameras, names)})
     if result.helped and result.asset.environment is not None:
         write_hdr(folder / ENVIRONMENT, result.asset.environment.permute(1, 2, 0).numpy())
     _write_views(folder, registration.views, names)

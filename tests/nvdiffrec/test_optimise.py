@@ -16,6 +16,7 @@ from nvdiffrec.light import filter_light
 from nvdiffrec.optimise import Progress, RefineResult, RefineSettings, held_out_views, refine
 from trellis.errors import InputError
 from trellis.renderers.cameras import Cameras
+from trellis.renderers.mesh_raster import project
 
 SETTINGS = RefineSettings(steps=40, resolution=64, evaluate_every=10)
 
@@ -104,6 +105,13 @@ def test_a_camera_correction_turns_about_the_object_and_has_gradients_at_zero():
     torch.testing.assert_close(intrinsics, cameras.intrinsics[1])
     (extrinsics.square().sum() + extrinsics[0, 1] + intrinsics.sum()).backward()
     assert bool(torch.isfinite(twists.grad).all()) and float(focals.grad[1]) != 0
+    longer = corrected_cameras(cameras, torch.zeros(2, 6), torch.full((2,), 0.1))
+    middle = torch.zeros(1, 3)
+    for before, after in zip(cameras, longer, strict=True):  # a dolly zoom: sizes at the object's middle stay
+        for point in (middle, middle + 0.02 * before.rotations[0, 0]):
+            seen = [project(point, c.extrinsics[0], c.intrinsics[0])[0, :2] for c in (before, after)]
+            torch.testing.assert_close(*seen, atol=1e-3, rtol=0)
+    assert float(pose_errors(longer, cameras)[2].min()) > 0.1
     turned = torch.zeros(2, 6)
     turned[:, 0] = 0.3
     moved = corrected_cameras(cameras, turned, torch.zeros(2))

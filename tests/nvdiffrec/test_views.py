@@ -43,6 +43,19 @@ def test_views_of_different_sizes_survive_a_save_and_load(tmp_path):
     assert_same_views(views, load_views(tmp_path))
 
 
+def test_cameras_that_a_network_estimated_are_known_as_such(tmp_path):
+    make_views().save(tmp_path)
+    file = tmp_path / "transforms.json"
+    record = json.loads(file.read_text())
+    marks = [({}, False), ({"frame": "gltf"}, True), ({"frame": "gltf", "predicted_by": None}, False),
+             ({"predicted_by": "VGGT, corrected"}, True)]  # fmt: skip
+    for mark, predicted in marks:
+        file.write_text(json.dumps({**record, **mark}))
+        views = load_views(tmp_path)
+        assert views.predicted == predicted
+        assert views.scaled(20).predicted == views.subset([0]).predicted == predicted
+
+
 def test_nerf_synthetic_has_one_angle_no_sizes_no_suffixes_and_z_up(tmp_path):
     views = make_views(((40, 40), (40, 40)))
     views.save(tmp_path)
