@@ -9,7 +9,7 @@ One file per entry, named by its key, which is a hash of everything that the out
   survives its removal.
 
 A cache that cannot be written to (full disk, wrong permissions) says so once, in one sentence, and the work goes on
-without it.
+without it for a minute.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ DEFAULT_BYTES = 4 * 2**30
 _SUFFIX = ".stage"
 _UNFINISHED = ".unfinished-"
 _STALE_SECONDS = 3600  # an unfinished file this old has been left by a process that died
+_PAUSE_SECONDS = 60.0  # after a failed write, before the next is tried
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -50,7 +51,7 @@ class StageCache:
         folder: made when first written to, readable by its owner alone; None keeps nothing.
         max_bytes: bound on all entries together. An entry larger than half of it is not kept at all, for it would push
             out everything else.
-        say: told, at most once, why nothing more is kept.
+        say: told why nothing more is kept, once until something is kept again.
     """
 
     def __init__(
@@ -62,7 +63,9 @@ class StageCache:
         self.folder = None if folder is None else Path(folder)
         self.max_bytes = max_bytes
         self._say = say
-        self._writable = self.folder is not None and max_bytes > 0
+        self._used = self.folder is not None and max_bytes > 0
+        self._not_before = 0.0  # after a failure, when to try to write again
+        self._failing = False
 
     def __contains__(self, key: str) -> bool:
         return self.folder is not None and self._file(key).is_file()
@@ -103,16 +106,24 @@ class StageCache:
             self._write(self._file(key), data)
             self._shrink()
         except OSError as error:
-            self._writable = False
+            self._not_before = time.monotonic() + _PAUSE_SECONDS
+            if self._failing:
+                return False
+            self._failing = True
             full = error.errno in NO_ROOM
             reason = "the disk is full" if full else (error.strerror or str(error)).lower()
             self._say(f"Finished stages are not being kept for the next run, because {reason} at the stage cache.")
             return False
+        self._failing = False
         return True
 
     def place(self, key: str) -> Path | None:
         """Where the caller may keep a file of its own under a key, bounded and removed like every entry; or None."""
         return self._file(key) if self._writable else None
+
+    @property
+    def _writable(self) -> bool:
+        return self._used and time.monotonic() >= self._not_before
 
     def size(self) -> int:
         """Bytes of all entries together."""

@@ -7,7 +7,6 @@ memory, 5 the worker died, 130 cancelled.
 from __future__ import annotations
 
 import json
-import threading
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,22 +21,19 @@ from studio import replay as replays
 from studio import video, weights_cli
 from studio.cli_options import (
     DIFFERENT,
-    CacheOption,
     CheckpointOption,
+    Desk,
     DeviceOption,
     JsonOption,
     PresetOption,
-    interruptible,
     outcome,
-    run,
-    run_all,
+    with_desk,
     with_settings,
-    working,
 )
 from studio.presets import apply_preset
 from studio.refine_cli import refine
 from studio.settings import ReconstructSettings, make_settings
-from studio.talk import JsonTalk, Talk, TextTalk
+from studio.talk import JsonTalk, TextTalk
 from trellis.errors import InputError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, help=__doc__)
@@ -54,17 +50,12 @@ _FormatOption = Annotated[
 _FramesOption = Annotated[int, typer.Option(help="How many frames to take from a video.", min=1, max=32)]
 _RunArgument = Annotated[Path, typer.Argument(help="A finished run: its folder or its run.json.")]
 
-
 app.command()(refine)
 
 
 def main() -> None:
     """Run the command line."""
     app()
-
-
-def _talk(as_json: bool) -> Talk:
-    return JsonTalk() if as_json else TextTalk()
 
 
 def _chosen(preset: str | None, values: dict[str, Any], defaults: ReconstructSettings) -> ReconstructSettings:
@@ -74,161 +65,138 @@ def _chosen(preset: str | None, values: dict[str, Any], defaults: ReconstructSet
 
 @app.command()
 @with_settings
+@with_desk()
 def reconstruct(
     views: _ViewsArgument,
     out: _OutOption,
     preset: PresetOption = None,
     frames: _FramesOption = video.DEFAULT_FRAMES,
     formats: _FormatOption = None,
-    checkpoint: CheckpointOption = None,
-    device: DeviceOption = None,
-    cache: CacheOption = True,
-    as_json: JsonOption = False,
     *,
+    desk: Desk,
     settings: dict[str, Any],
 ) -> None:
     """Turn photos of one object into a textured mesh, splats, a turntable video and cameras."""
-    talk, cancel = _talk(as_json), threading.Event()
-    with outcome(talk), interruptible(cancel):
-        from studio.inputs import as_views
-        from studio.job import make_job
+    from studio.inputs import as_views
+    from studio.job import make_job
 
-        # Before the networks are loaded, so that a typing error costs no wait.
-        photos = as_views(views, frames)
-        make_job(photos, _chosen(preset, settings, ReconstructSettings()), out, formats=formats or ())
-        with working(talk, checkpoint, device, cancel) as service:
-            chosen = _chosen(preset, settings, service.defaults)
-            job = make_job(photos, chosen, out, formats=formats or (), use_cache=cache)
-            talk.done(run(service, job, talk, cancel))
+    # Before the networks are loaded, so that a typing error costs no wait.
+    photos = as_views(views, frames)
+    make_job(photos, _chosen(preset, settings, ReconstructSettings()), out, formats=formats or ())
+    with desk.service() as service:
+        chosen = _chosen(preset, settings, service.defaults)
+        job = make_job(photos, chosen, out, formats=formats or (), use_cache=desk.cache)
+        desk.talk.done(desk.run(service, job))
 
 
 @app.command()
 @with_settings
+@with_desk()
 def export(
     finished: _RunArgument,
     out: _OutOption,
     formats: _FormatOption = None,
-    checkpoint: CheckpointOption = None,
-    device: DeviceOption = None,
-    cache: CacheOption = True,
-    as_json: JsonOption = False,
     *,
+    desk: Desk,
     settings: dict[str, Any],
 ) -> None:
     """Write a finished run again, in other formats or with some settings changed; only what they touch runs again."""
-    talk, cancel = _talk(as_json), threading.Event()
-    with outcome(talk), interruptible(cancel):
-        record, folder = replays.read_run(finished)
-        job = replays.job_of_run(record, folder, out, settings, formats or (), use_cache=cache)
-        with working(talk, checkpoint, device, cancel) as service:
-            replays.check_weights(record, service.weights)
-            talk.done(run(service, job, talk, cancel))
+    record, folder = replays.read_run(finished)
+    job = replays.job_of_run(record, folder, out, settings, formats or (), use_cache=desk.cache)
+    with desk.service() as service:
+        replays.check_weights(record, service.weights)
+        desk.talk.done(desk.run(service, job))
 
 
 @app.command()
-def replay(
-    finished: _RunArgument,
-    out: _OutOption,
-    checkpoint: CheckpointOption = None,
-    device: DeviceOption = None,
-    as_json: JsonOption = False,
-) -> None:
+@with_desk(cache=False)
+def replay(finished: _RunArgument, out: _OutOption, *, desk: Desk) -> None:
     """Make a finished run's asset again from scratch, and say whether it is the same, byte by byte."""
-    talk, cancel = _talk(as_json), threading.Event()
-    with outcome(talk), interruptible(cancel):
-        record, folder = replays.read_run(finished)
-        job = replays.job_of_run(record, folder, out, use_cache=False)
-        if out.resolve() == folder.resolve():
-            raise InputError("A replay needs a folder of its own; this one holds the run itself.")
-        with working(talk, checkpoint, device, cancel) as service:
-            replays.check_weights(record, service.weights)
-            run(service, job, talk, cancel)
-        different = replays.differences(record, replays.read_run(out)[0])
-        text = "The replay differs. " + " ".join(different) if different else "The replay is the same, byte by byte."
-        talk.told(text, same=not different, differences=different, folder=str(out))
-        if different:
-            raise typer.Exit(DIFFERENT)
+    record, folder = replays.read_run(finished)
+    job = replays.job_of_run(record, folder, out, use_cache=False)
+    if out.resolve() == folder.resolve():
+        raise InputError("A replay needs a folder of its own; this one holds the run itself.")
+    with desk.service() as service:
+        replays.check_weights(record, service.weights)
+        desk.run(service, job)
+    different = replays.differences(record, replays.read_run(out)[0])
+    text = "The replay differs. " + " ".join(different) if different else "The replay is the same, byte by byte."
+    desk.talk.told(text, same=not different, differences=different, folder=str(out))
+    if different:
+        raise typer.Exit(DIFFERENT)
 
 
 @app.command()
 @with_settings
+@with_desk()
 def batch(
     folder: Annotated[Path, typer.Argument(help="A folder with one folder of photos for each object.")],
     out: _OutOption,
     preset: PresetOption = None,
-    checkpoint: CheckpointOption = None,
-    device: DeviceOption = None,
-    cache: CacheOption = True,
-    as_json: JsonOption = False,
     *,
+    desk: Desk,
     settings: dict[str, Any],
 ) -> None:
     """Reconstruct many objects. Those that are finished already are left alone, so a batch goes on where it stopped."""
-    talk, cancel = _talk(as_json), threading.Event()
-    with outcome(talk), interruptible(cancel):
-        from studio.job import make_job
+    from studio.job import make_job
 
-        objects = batches.objects_in(folder)
-        _chosen(preset, settings, ReconstructSettings())
-        failed: dict[str, str] = {}
-        with working(talk, checkpoint, device, cancel) as service:
-            chosen = _chosen(preset, settings, service.defaults)
-            jobs = {}
-            for name, photos in objects:
-                try:
-                    jobs[name] = make_job([photos], chosen, out / name, use_cache=cache)
-                except InputError as error:
-                    failed[name] = str(error)
-                    talk.say(f"{name} failed: {error}")
-            finished = [name for name, job in jobs.items() if batches.is_finished(job, chosen.randomise_seed)]
-            ended = run_all(service, {name: job for name, job in jobs.items() if name not in finished}, talk, cancel)
-        failed |= {name: str(end) for name, end in ended.items() if isinstance(end, Exception)}
-        made = [name for name in ended if name not in failed]
-        rows = [comparison.summary_row(name, {}, out / name) for name, _ in objects if name in {*made, *finished}]
-        out.mkdir(parents=True, exist_ok=True)
-        comparison.write_csv(out / "batch.csv", rows)
-        text = f"{len(made)} made, {len(finished)} there already, {len(failed)} failed; see {out / 'batch.csv'}."
-        talk.told(text, made=made, skipped=finished, failed=failed)
-        if failed:
-            raise typer.Exit(DIFFERENT)
+    objects = batches.objects_in(folder)
+    _chosen(preset, settings, ReconstructSettings())
+    failed: dict[str, str] = {}
+    with desk.service() as service:
+        chosen = _chosen(preset, settings, service.defaults)
+        jobs = {}
+        for name, photos in objects:
+            try:
+                jobs[name] = make_job([photos], chosen, out / name, use_cache=desk.cache)
+            except InputError as error:
+                failed[name] = str(error)
+                desk.talk.say(f"{name} failed: {error}")
+        finished = [name for name, job in jobs.items() if batches.is_finished(job, chosen.randomise_seed)]
+        ended = desk.run_all(service, {name: job for name, job in jobs.items() if name not in finished})
+    failed |= {name: str(end) for name, end in ended.items() if isinstance(end, Exception)}
+    made = [name for name in ended if name not in failed]
+    rows = [comparison.summary_row(name, {}, out / name) for name, _ in objects if name in {*made, *finished}]
+    out.mkdir(parents=True, exist_ok=True)
+    comparison.write_csv(out / "batch.csv", rows)
+    text = f"{len(made)} made, {len(finished)} there already, {len(failed)} failed; see {out / 'batch.csv'}."
+    desk.talk.told(text, made=made, skipped=finished, failed=failed)
+    if failed:
+        raise typer.Exit(DIFFERENT)
 
 
 @app.command()
 @with_settings
+@with_desk()
 def compare(
     views: _ViewsArgument,
     out: _OutOption,
     vary: Annotated[list[str], typer.Option(help="A setting and its values, structure_steps=6,12; may be repeated.")],
     preset: PresetOption = None,
-    checkpoint: CheckpointOption = None,
-    device: DeviceOption = None,
-    cache: CacheOption = True,
-    as_json: JsonOption = False,
     *,
+    desk: Desk,
     settings: dict[str, Any],
 ) -> None:
     """Reconstruct one object under every combination of some settings; one HTML page and one CSV show the outcome."""
-    talk, cancel = _talk(as_json), threading.Event()
-    with outcome(talk), interruptible(cancel):
-        from studio.inputs import as_views
+    from studio.inputs import as_views
 
-        photos = as_views(views)
-        comparison.sweep(photos, vary, _chosen(preset, settings, ReconstructSettings()), out)
-        with working(talk, checkpoint, device, cancel) as service:
-            chosen = _chosen(preset, settings, service.defaults)
-            cells = comparison.sweep(photos, vary, chosen, out, use_cache=cache)
-            jobs = {cell.name: cell.job for cell in cells if not batches.is_finished(cell.job)}
-            ended = run_all(service, jobs, talk, cancel)
-        failed = {name: str(end) for name, end in ended.items() if isinstance(end, Exception)}
-        rows = [comparison.row_of(cell) for cell in cells if cell.name not in failed]
-        page, table = out / "compare.html", out / "compare.csv"
-        out.mkdir(parents=True, exist_ok=True)
-        comparison.write_csv(table, rows)
-        comparison.write_html(page, "Comparison of settings", rows, {cell.name: cell.job.out_dir for cell in cells})
-        text = f"{len(rows)} runs compared in {page}" + (f"; {len(failed)} failed." if failed else ".")
-        talk.told(text, html=str(page), csv=str(table), failed=failed)
-        if failed:
-            raise typer.Exit(DIFFERENT)
+    photos = as_views(views)
+    comparison.sweep(photos, vary, _chosen(preset, settings, ReconstructSettings()), out)
+    with desk.service() as service:
+        chosen = _chosen(preset, settings, service.defaults)
+        cells = comparison.sweep(photos, vary, chosen, out, use_cache=desk.cache)
+        jobs = {cell.name: cell.job for cell in cells if not batches.is_finished(cell.job)}
+        ended = desk.run_all(service, jobs)
+    failed = {name: str(end) for name, end in ended.items() if isinstance(end, Exception)}
+    rows = [comparison.row_of(cell) for cell in cells if cell.name not in failed]
+    page, table = out / "compare.html", out / "compare.csv"
+    out.mkdir(parents=True, exist_ok=True)
+    comparison.write_csv(table, rows)
+    comparison.write_html(page, "Comparison of settings", rows, {cell.name: cell.job.out_dir for cell in cells})
+    text = f"{len(rows)} runs compared in {page}" + (f"; {len(failed)} failed." if failed else ".")
+    desk.talk.told(text, html=str(page), csv=str(table), failed=failed)
+    if failed:
+        raise typer.Exit(DIFFERENT)
 
 
 @app.command()
@@ -237,12 +205,13 @@ def doctor(checkpoint: CheckpointOption = None, as_json: JsonOption = False) -> 
     from studio.doctor import examine
 
     problems = 0
-    for finding in examine(checkpoint):
-        problems += finding.state == "problem"
-        if as_json:
-            typer.echo(json.dumps(vars(finding), ensure_ascii=False))
-        else:
-            typer.echo(f"{finding.state:9} {finding.name}: {finding.text}")
+    with outcome(JsonTalk() if as_json else TextTalk()):
+        for finding in examine(checkpoint):
+            problems += finding.state == "problem"
+            if as_json:
+                typer.echo(json.dumps(vars(finding), ensure_ascii=False))
+            else:
+                typer.echo(f"{finding.state:9} {finding.name}: {finding.text}")
     if problems:
         raise typer.Exit(DIFFERENT)
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import inspect
 import signal
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import typer
@@ -17,7 +19,7 @@ from studio.job import Job
 from studio.presets import PRESETS
 from studio.service import Service
 from studio.settings import ReconstructSettings, Setting, Settings, expected, leaves
-from studio.talk import Talk
+from studio.talk import JsonTalk, Talk, TextTalk
 from trellis.errors import InputError
 
 UNEXPECTED, BAD_INPUT, DIFFERENT, NO_MEMORY, WORKER_DIED, CANCELLED = 1, 2, 3, 4, 5, 130
@@ -48,16 +50,10 @@ def with_settings_of(model: type[Settings]) -> Callable[[Callable[..., None]], C
     keys = [option.name for option in options]
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        signature = inspect.signature(command, eval_str=True)
-        own = [parameter for name, parameter in signature.parameters.items() if name != "settings"]
-
         def wrapper(**values: Any) -> None:
             command(settings={key: values.pop(key) for key in keys}, **values)
 
-        wrapper.__name__, wrapper.__doc__ = command.__name__, command.__doc__
-        wrapper.__signature__ = signature.replace(parameters=[*own, *options])
-        wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in [*own, *options]}
-        return wrapper
+        return _with_options(wrapper, command, "settings", options)
 
     return decorate
 
@@ -79,6 +75,90 @@ def _option(setting: Setting, model: type[Settings]) -> Any:
 
 
 with_settings = with_settings_of(ReconstructSettings)
+
+
+@dataclass(frozen=True)
+class Desk:
+    """What the commands that hand jobs to a worker have in common.
+
+    Attributes:
+        talk: tells what happens.
+        cache: whether finished stages are used and kept.
+    """
+
+    talk: Talk
+    cache: bool
+    _checkpoint: str | None
+    _device: str | None
+    _cancel: threading.Event = field(default_factory=threading.Event)
+
+    def service(self) -> AbstractContextManager[Service]:
+        """A started service. Ctrl-C cancels its jobs, and its start."""
+        return working(self.talk, self._checkpoint, self._device, self._cancel)
+
+    def run(self, service: Service, job: Job) -> Result:
+        """Hand in a job and tell what happens until it ends."""
+        return run(service, job, self.talk, self._cancel)
+
+    def run_all(self, service: Service, jobs: Mapping[str, Job]) -> dict[str, Result | Failure]:
+        """Hand in jobs by name, tell what happens, and return how each of them ended."""
+        names = list(jobs)
+        ended: dict[str, Result | Failure] = {}
+        with self.talk:
+            for index, event in run_group(service, list(jobs.values()), self._cancel):
+                name = names[index]
+                self.talk.event(event, name)
+                if isinstance(event, Failure):
+                    self.talk.say(f"{name} failed: {event}")
+                elif isinstance(event, Result):
+                    self.talk.done(event)
+                if isinstance(event, Ended):
+                    ended[name] = event
+        return ended
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """Within it, exceptions are told and become exit statuses, and Ctrl-C cancels."""
+        with outcome(self.talk), interruptible(self._cancel):
+            yield
+
+
+def with_desk(cache: bool = True) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Replace the parameter `desk` of a command by the options --checkpoint, --device and --json, and --cache if asked.
+
+    The command then runs with its outcomes turned into exit statuses.
+    """
+    kinds = {"checkpoint": (CheckpointOption, None), "device": (DeviceOption, None), "as_json": (JsonOption, False)}
+    if cache:
+        kinds["cache"] = (CacheOption, True)
+    options = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+        for name, (kind, default) in kinds.items()
+    ]
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        def wrapper(**values: Any) -> None:
+            chosen = {name: values.pop(name) for name in kinds}
+            talk = JsonTalk() if chosen["as_json"] else TextTalk()
+            desk = Desk(talk, chosen.get("cache", True), chosen["checkpoint"], chosen["device"])
+            with desk.open():
+                command(desk=desk, **values)
+
+        return _with_options(wrapper, command, "desk", options)
+
+    return decorate
+
+
+def _with_options(
+    wrapper: Callable[..., None], command: Callable[..., None], replaced: str, options: list[inspect.Parameter]
+) -> Callable[..., None]:
+    """Give a wrapper the name, help and parameters of its command, one of which is replaced by options."""
+    signature = inspect.signature(command, eval_str=True)
+    own = [parameter for name, parameter in signature.parameters.items() if name != replaced]
+    wrapper.__name__, wrapper.__doc__ = command.__name__, command.__doc__
+    wrapper.__signature__ = signature.replace(parameters=[*own, *options])
+    wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in [*own, *options]}
+    return wrapper
 
 
 @contextmanager
@@ -105,28 +185,9 @@ def run(service: Service, job: Job, talk: Talk, cancel: threading.Event) -> Resu
     return event
 
 
-def run_all(
-    service: Service, jobs: Mapping[str, Job], talk: Talk, cancel: threading.Event
-) -> dict[str, Result | Failure]:
-    """Run jobs by name, tell what happens, and return how each of them ended."""
-    names = list(jobs)
-    ended: dict[str, Result | Failure] = {}
-    with talk:
-        for index, event in run_group(service, list(jobs.values()), cancel):
-            name = names[index]
-            talk.event(event, name)
-            if isinstance(event, Failure):
-                talk.say(f"{name} failed: {event}")
-            elif isinstance(event, Result):
-                talk.done(event)
-            if isinstance(event, Ended):
-                ended[name] = event
-    return ended
-
-
 @contextmanager
 def outcome(talk: Talk) -> Iterator[None]:
-    """Turn the exceptions that a person can do something about into a sentence and an exit status."""
+    """Turn exceptions into a sentence and an exit status; unexpected ones also into a traceback on standard error."""
     try:
         yield
     except InputError as error:
@@ -139,6 +200,12 @@ def outcome(talk: Talk) -> Iterator[None]:
     except (KeyboardInterrupt, Cancelled) as error:
         talk.failed("Cancelled; the same command goes on from the stages that were finished.", CANCELLED)
         raise typer.Exit(CANCELLED) from error
+    except typer.Exit:
+        raise
+    except Exception as error:
+        talk.failed(f"The studio failed with an unexpected {type(error).__name__}: {error}", UNEXPECTED)
+        traceback.print_exception(error)
+        raise typer.Exit(UNEXPECTED) from error
 
 
 @contextmanager

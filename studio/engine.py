@@ -37,8 +37,20 @@ class Engine:
         import torch
 
         from studio.fingerprint import environment_key
+        from studio.report import chosen_backends
 
-        return environment_key(self.weights, self.pipeline.device.type, torch.get_num_threads())
+        device = self.pipeline.device
+        chosen = {need: candidate.name for need, candidate in chosen_backends(device).items()}
+        return environment_key(self.weights, device.type, torch.get_num_threads(), chosen)
+
+    @cached_property
+    def pace(self) -> str:
+        """A hash of networks and machine, under which the history of run times is kept."""
+        import torch
+
+        from studio.fingerprint import pace_key
+
+        return pace_key(self.weights, self.pipeline.device.type, torch.get_num_threads())
 
     @cached_property
     def weights(self) -> dict[str, str]:

@@ -44,9 +44,18 @@ def stage_key(name: str, depends_on: Iterable[str], settings: Mapping[str, Any],
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def environment_key(weights: Mapping[str, str], device: str, threads: int) -> str:
-    """One hash for the networks (SHA-256 by name), the code, the libraries, and the machine's way of calculating."""
-    content = [dict(sorted(weights.items())), code_version(), device, threads, platform.machine()]
+def environment_key(weights: Mapping[str, str], device: str, threads: int, backends: Mapping[str, str]) -> str:
+    """One hash for the networks (SHA-256 by name), the code, the libraries, and the machine's way of calculating.
+
+    backends: by need, the name of what does the work.
+    """
+    content = [dict(sorted(weights.items())), code_version(), device, threads, platform.machine(), dict(backends)]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
+
+
+def pace_key(weights: Mapping[str, str], device: str, threads: int) -> str:
+    """One hash for what decides how long a job takes: the networks and the machine. It outlives changes of the code."""
+    content = [dict(sorted(weights.items())), device, threads, platform.machine(), "pace"]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
 
 

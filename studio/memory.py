@@ -26,9 +26,9 @@ import psutil
 import torch
 from torch import nn
 
+from studio.events import JobError
 from studio.settings import ReconstructSettings
 from studio.stages import CHUNK, STAGES
-from trellis.errors import InputError
 from trellis.pipelines.trellis_vggt_to_3d import TrellisVGGTTo3DPipeline
 
 # The networks that each stage runs; "image_cond_model" stays where it is, for the pipeline's device is its device.
@@ -154,7 +154,7 @@ def fit(
 ) -> Plan:
     """The first rung of the ladder on which all of some stages fit, not below that of an earlier plan.
 
-    Raises InputError if none does.
+    Raises JobError of the kind "memory" if none does.
     """
     budget = int(available.bytes * _HEADROOM)
     for lowered, offload, chunked, notes in _rungs(settings, pipeline.device.type != "cpu"):
@@ -171,9 +171,10 @@ def fit(
          if predict(pipeline, lowered, replace(size, views=n), chunked)[stage] <= room[stage]), 0,
     )  # fmt: skip
     advice = f"Up to {fewer} views would fit." if fewer else "Close other programs, or use a machine with more."
-    raise InputError(
+    raise JobError(
         f"There is too little {available.kind} for {size.views} views: the stage '{_TITLES[stage]}' needs about "
-        f"{predicted[stage] / 2**30:.1f} GB, and {available.bytes / 2**30:.1f} GB are free. {advice}"
+        f"{predicted[stage] / 2**30:.1f} GB, and {available.bytes / 2**30:.1f} GB are free. {advice}",
+        "memory",
     )
 
 

@@ -23,6 +23,8 @@ from studio.events import VIEWS
 from studio.fingerprint import code_version
 from studio.settings import ReconstructSettings
 from studio.stages import PreparedView
+from trellis import backends as implementations
+from trellis.backends import Candidate
 from trellis.pipelines.checkpoints import LoadReport
 
 PACKAGES = (
@@ -30,12 +32,8 @@ PACKAGES = (
     "imageio-ffmpeg", "safetensors", "pillow", "pydantic",
 )  # fmt: skip
 
-# Which implementation does each heavy part of the work, and the licence it comes under.
+# What does those parts of the work for which there is no choice (`trellis.backends` has the others), and its licence.
 BACKENDS = {
-    "attention": ("torch scaled_dot_product_attention", "BSD-3-Clause"),
-    "sparse_convolution": ("torch gather-GEMM-scatter", "BSD-3-Clause"),
-    "gaussian_splatting": ("numba tiles (this package)", "Apache-2.0"),
-    "mesh_rasterisation": ("numba z-buffer (this package)", "Apache-2.0"),
     "simplification": ("fast-simplification", "MIT"),
     "unwrapping": ("xatlas", "MIT"),
     "video": ("imageio-ffmpeg, libx264", "BSD-2-Clause; its ffmpeg binary GPL-2.0-or-later"),
@@ -153,7 +151,7 @@ def run_record(
         "device": device_record(pipeline.device),
         "versions": versions(),
         "code": code_version(),
-        "backends": backends({view.cut_out_by for view in views}),
+        "backends": backends(pipeline.device, {view.cut_out_by for view in views}),
         "seconds": {
             **{stage: round(value, 3) for stage, value in seconds.items()},
             "total": round(sum(seconds.values()), 3),
@@ -208,13 +206,21 @@ def versions() -> dict[str, str | None]:
     return found
 
 
-def backends(cut_out_by: set[str]) -> dict[str, Any]:
-    """What did the work, with licences."""
+def backends(device: torch.device, cut_out_by: set[str]) -> dict[str, Any]:
+    """What did the work, with licences. `device` is that of the networks; what draws runs on the CPU."""
     used = {need: {"name": name, "licence": licence} for need, (name, licence) in BACKENDS.items()}
+    for need, candidate in chosen_backends(device).items():
+        used[need] = {"name": candidate.name, "licence": candidate.licence}
     used["background_removal"] = [
         {"name": name, "licence": licence} for name, licence in (BACKGROUND_REMOVAL[key] for key in sorted(cut_out_by))
     ]
     return used
+
+
+def chosen_backends(device: torch.device) -> dict[str, Candidate]:
+    """By need, what the networks on a device and the renderers use."""
+    places = {"gaussian_splatting": "cpu", "mesh_rasterisation": "cpu"}
+    return {need: implementations.choice(need, places.get(need, device)) for need in implementations.NEEDS}
 
 
 def _public_name(checkpoint: str | None) -> str | None:

@@ -8,6 +8,7 @@ The folder it fills:
     transforms.json   the camera of each view, for the images in views/
     views/000.png     the views as the networks saw them: cut out, centred, square
     coverage.png      which parts of the texture were observed, inferred or invented (registered cameras only)
+    coverage.glb      the mesh wearing that map
     coverage.mp4      the same as a turntable
     run.json          how it was made; written last, so its presence says that the folder is complete
 
@@ -68,16 +69,16 @@ def run_job(
         free_memory: what may be used; None measures.
 
     Raises:
-        InputError: the views or the folder cannot be used, no object came out, or there is too little memory.
+        InputError: the views or the folder cannot be used, or no object came out.
         Cancelled: `cancelled` said so.
-        JobError: anything else; the details hold the traceback.
+        JobError: there is too little memory, or it ran out; then the details hold the traceback.
     """
     if cache is None or not job.use_cache:
         cache = StageCache(None)
     run = Run(job, engine, emit, cancelled, cache, history)
     try:
         return run.run(free_memory)
-    except (InputError, Cancelled):
+    except (InputError, Cancelled, JobError):
         raise
     except Exception as error:
         details = "".join(traceback.format_exception(error))
@@ -120,11 +121,11 @@ class Run:
         self.plan = memory.fit(pipeline, job.settings, self._size, self._free(), stages_to_come)
         self._tell_concessions()
         if self._history is not None:
-            self._expected = self._history.expected(self._engine.environment, self.plan.settings, len(job.views))
+            self._expected = self._history.expected(self._engine.pace, self.plan.settings, len(job.views))
         with self._memory, self._placed():
             ended = self._find_cameras() if job.until == "cameras" else self._make_asset()
         if self._history is not None:
-            self._history.record(self._engine.environment, self.plan.settings, len(job.views), self.seconds)
+            self._history.record(self._engine.pace, self.plan.settings, len(job.views), self.seconds)
         return ended
 
     def _make_asset(self) -> Result:

@@ -160,7 +160,7 @@ class Service:
 
     @property
     def engine(self) -> str:
-        """A hash of networks, code and machine, under which the history of run times is kept."""
+        """A hash of networks and machine, under which the history of run times is kept."""
         return self._started().engine
 
     @property

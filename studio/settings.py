@@ -7,6 +7,7 @@ the command line and the messages about bad values are all made from these model
 from __future__ import annotations
 
 import logging
+import reprlib
 import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -320,10 +321,14 @@ def _sentences(error: ValidationError, model: type[BaseModel]) -> Iterator[str]:
         path = tuple(part for part in problem["loc"] if isinstance(part, str))
         setting = known.get(path)
         where = " ".join(path).replace("_", " ").capitalize() or "The settings"
-        if setting is None:
+        if problem["type"] == "extra_forbidden":
+            yield f"There is no setting {reprlib.repr(path[-1])}."
+        elif problem["type"].startswith("model_"):
+            yield f"{where} must be an object of names and values, but {reprlib.repr(problem['input'])} came."
+        elif setting is None:
             yield f"{where}: {problem['msg'].removeprefix('Value error, ')}."
         else:
-            yield f"{where} must be {expected(setting)}, but {problem['input']!r} came."
+            yield f"{where} must be {expected(setting)}, but {reprlib.repr(problem['input'])} came."
 
 
 def expected(setting: Setting) -> str:

@@ -65,7 +65,7 @@ class Ready:
         checkpoint: its name.
         defaults: the settings it recommends.
         device: where it runs.
-        engine: a hash of networks, code and machine.
+        engine: a hash of networks and machine, under which the history of run times is kept.
         weights: SHA-256 of every weight file, by network.
         pid: of the process.
     """
@@ -103,7 +103,7 @@ class _Worker:
             engine = load_engine(
                 self._options.checkpoint, self._options.device, lambda sentence: self._send("say", sentence)
             )
-            environment = engine.environment
+            pace = engine.pace
         except Exception as error:
             self._tell_failure(error)
             return
@@ -111,13 +111,14 @@ class _Worker:
             self._options.cache_folder, self._options.cache_bytes, lambda sentence: self._send("event", Note(sentence))
         )
         _release_memory()
-        self._send("ready", Ready(engine.checkpoint, engine.defaults, str(engine.pipeline.device), environment,
+        self._send("ready", Ready(engine.checkpoint, engine.defaults, str(engine.pipeline.device), pace,
                                   engine.weights, os.getpid()))  # fmt: skip
         while True:
             kind, job = self._pipe.recv()
             if kind != "run":
                 continue  # the cancelling of a job that has just ended
             self._run(job, engine, cache, History())
+            self._cancelled.discard(job.id)
             _release_memory()
 
     def _run(self, job: Job | RefineJob, engine: Any, cache: Any, history: Any) -> None:

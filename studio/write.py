@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from studio.events import (
     CAMERAS,
     COVERAGE_DATA,
     COVERAGE_MAP,
+    COVERAGE_MESH,
     COVERAGE_VIDEO,
     EXPORTS,
     MESH,
@@ -117,6 +119,7 @@ def _check(
         covered = coverage.measure(asset, cameras, prepared)
         report(total - 1, total)
         Image.fromarray(covered.picture).save(folder / COVERAGE_MAP)
+        replace(asset, texture=covered.picture).export(folder / COVERAGE_MESH)
         np.savez_compressed(folder / COVERAGE_DATA, classes=covered.classes, seen_by=covered.seen_by)
         # A quarter of the turntable's frames at half its size: a map of colours needs no more.
         frames = coverage.turntable_frames(asset, covered, max(2, settings.video_frames // 4), _side(settings))

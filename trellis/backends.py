@@ -129,9 +129,14 @@ def of(need: str, device: Any) -> ModuleType:
     return _lookup(need, device)[1]
 
 
+def choice(need: str, device: Any) -> Candidate:
+    """The candidate that meets a need on a device."""
+    return _lookup(need, device)[0]
+
+
 def name_of(need: str, device: Any) -> str:
-    """The name of the candidate that meets a need on a device."""
-    return _lookup(need, device)[0].name
+    """Its name."""
+    return choice(need, device).name
 
 
 def used(device: Any) -> dict[str, Candidate]:

@@ -98,6 +98,27 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing_torn(tmp_path, monkeypat
     assert [file.name for file in tmp_path.iterdir() if file.name != ".lock"] == ["before.stage"]
 
 
+def test_a_cache_that_could_not_be_written_to_is_tried_again_later(tmp_path, monkeypatch):
+    said: list[str] = []
+    cache = StageCache(tmp_path, say=said.append)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("studio.cache.os.fsync", full)
+        assert not cache.put("a", [1])
+    assert not cache.put("a", [1]) and len(said) == 1  # not so soon
+    monkeypatch.setattr("studio.cache._PAUSE_SECONDS", 0.0)
+    cache = StageCache(tmp_path, say=said.append)
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            patch.setattr("studio.cache.os.fsync", full)
+            assert not cache.put("a", [1]) and not cache.put("a", [1])
+        assert cache.put("a", [1]) and cache.get("a") == [1]
+    assert len(said) == 3  # once for each time that it was full
+
+
 def test_a_real_quota(tmp_path):
     """A process that may write 50 kB a file: the kernel itself refuses in mid-write."""
     script = f"""

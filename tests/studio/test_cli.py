@@ -14,6 +14,7 @@ from tiny_checkpoint import tiny_views
 from typer.testing import CliRunner
 
 from studio.cli import app
+from studio.events import JobError
 from studio.settings import leaves
 from studio.talk import JsonTalk
 
@@ -63,11 +64,11 @@ def run(*args: object):
 
 
 def test_a_folder_of_photos_becomes_an_asset(photos, checkpoint, shared_worker, tmp_path):
-    outcome = run(photos, "-o", tmp_path / "out", "--checkpoint", checkpoint, "--seed", 4, *FAST)
+    outcome = run(photos, "-o", tmp_path / "out", "--checkpoint", checkpoint, "--seed", 5, *FAST)
     assert outcome.exit_code == 0, outcome.output
     assert "Finished in" in outcome.stdout and "mesh.glb" in outcome.stdout
     record = json.loads((tmp_path / "out" / "run.json").read_text())
-    assert record["seed"] == 4 and record["settings"]["structure"]["steps"] == 3  # the checkpoint's recommendation
+    assert record["seed"] == 5 and record["settings"]["structure"]["steps"] == 3  # the checkpoint's recommendation
     assert [view["name"] for view in record["views"]] == ["0.png", "1.png"]
 
 
@@ -109,6 +110,50 @@ def test_errors_as_json(tmp_path):
     outcome = run(tmp_path / "nothing", tmp_path, "-o", tmp_path / "out", "--json")
     assert outcome.exit_code == 2
     assert json.loads(outcome.stdout)["exit_code"] == 2
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("reconstruct", "absent", "-o", "out"),
+        ("export", "absent", "-o", "out"),
+        ("replay", "absent", "-o", "out"),
+        ("refine", "absent", "-o", "out"),
+        ("batch", "absent", "-o", "out"),
+        ("compare", "absent", "-o", "out", "--vary", "seed=1,2"),
+    ],
+)
+def test_every_command_refuses_what_is_not_there_in_one_sentence(args, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RECONSTUDIO_CHECKPOINT", "absent")
+    outcome = invoke(*args, "--json")
+    error = json.loads(outcome.stdout.splitlines()[-1])
+    assert outcome.exit_code == error["exit_code"] == 2 and error["event"] == "error"
+    assert "absent" in error["message"] and error["message"].endswith(".") and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (JobError("There is too little memory.", "memory"), 4),
+        (JobError("The worker was killed.", "worker"), 5),
+        (JobError("It broke.", "bug", "details"), 1),
+        (ZeroDivisionError("a bug"), 1),
+        (KeyboardInterrupt(), 130),
+    ],
+    ids=repr,
+)
+def test_every_ending_has_its_exit_status(photos, shared_worker, tmp_path, monkeypatch, error, code):
+    def failing(*_):
+        raise error
+
+    monkeypatch.setattr("studio.cli_options.run", failing)
+    for as_json in ((), ("--json",)):
+        outcome = run(photos, "-o", tmp_path / "out", *as_json)
+        assert outcome.exit_code == code
+        told = json.loads(outcome.stdout.splitlines()[-1])["message"] if as_json else outcome.stderr
+        assert (str(error) or "Cancelled") in told
+    assert ("ZeroDivisionError: a bug" in outcome.stderr) == isinstance(error, ZeroDivisionError)  # for the log
 
 
 def test_a_hub_name_without_network_ends_with_2_and_names_the_embedded_networks(photos, tmp_path, monkeypatch):
@@ -199,7 +244,7 @@ def test_a_file_that_is_no_record_of_a_run(tmp_path, text):
 
 
 def test_export_writes_a_finished_run_again_in_other_formats(photos, shared_worker, tmp_path):
-    assert run(photos, "-o", tmp_path / "out", "--seed", 6, *FAST).exit_code == 0
+    assert run(photos, "-o", tmp_path / "out", "--seed", 5, *FAST).exit_code == 0
     args = ("export", tmp_path / "out", "-o", tmp_path / "large", "--texture-size", 768, "--format", "stl", "--json")
     assert invoke(*args).exit_code == 0
     outcome = invoke(*args)
@@ -265,5 +310,5 @@ def test_the_doctor_examines_everything(checkpoint):
     outcome = invoke("doctor", "--checkpoint", checkpoint, "--json")
     findings = {line["name"]: line for line in map(json.loads, outcome.stdout.splitlines())}
     assert outcome.exit_code == 0, outcome.output
-    assert set(findings) == {"python", "torch", "memory", "kernels", "checkpoint", "video", "background removal",
-                             "stage cache"}  # fmt: skip
+    assert set(findings) >= {"python", "packages", "torch", "gpu", "memory", "attention: sdpa", "kernels", "checkpoint",
+                             "published weights", "speed", "video", "background removal", "stage cache"}  # fmt: skip

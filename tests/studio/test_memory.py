@@ -9,12 +9,11 @@ import torch
 from tiny_checkpoint import tiny_views
 
 from studio import memory, stages
-from studio.events import Note
+from studio.events import JobError, Note
 from studio.job import make_job
 from studio.memory import Free, Size, fit, predict
 from studio.runner import run_job
 from studio.settings import make_settings
-from trellis.errors import InputError
 
 LARGE = {"texture_size": 2048, "video_frames": 240, "video_size": 1024}
 
@@ -42,14 +41,14 @@ def test_the_ladder_goes_from_pieces_over_the_turntable_to_the_texture(engine):
         lowered = make_settings({"texture_size": side}, shorter)
         plan = fit(pipeline, asked, size, room_for(pipeline, lowered, size, chunked=True))
         assert plan.settings == lowered and f"lowered to {side} pixels" in plan.notes[-1]
-    with pytest.raises(InputError, match=r"too little memory for 32 views: the stage '.*' needs about .* are free"):
+    with pytest.raises(JobError, match=r"too little memory for 32 views: the stage '.*' needs about .* are free"):
         fit(pipeline, asked, size, Free(2**20))
 
 
 def test_a_refusal_says_how_many_views_would_fit(engine, quick):
     pipeline = engine.pipeline
     free = room_for(pipeline, quick, Size(20), chunked=True, stages=("cameras",))
-    with pytest.raises(InputError, match="for 32 views: the stage 'Cameras' .* Up to 20 views would fit"):
+    with pytest.raises(JobError, match="for 32 views: the stage 'Cameras' .* Up to 20 views would fit"):
         fit(pipeline, quick, Size(32), free, ("prepare", "cameras"))
 
 
@@ -79,10 +78,10 @@ def test_more_of_anything_needs_more(engine, quick):
 
 def test_too_little_is_refused_before_anything_runs(engine, quick, tmp_path):
     events: list[object] = []
-    with pytest.raises(InputError, match=r"too little memory for 2 views.*0\.0 GB are free"):
+    with pytest.raises(JobError, match=r"too little memory for 2 views.*0\.0 GB are free") as caught:
         run_job(make_job(tiny_views(2), quick, tmp_path / "out"), engine, emit=events.append,
                 free_memory=Free(1000))  # fmt: skip
-    assert events == [] and not (tmp_path / "out").exists()
+    assert caught.value.kind == "memory" and events == [] and not (tmp_path / "out").exists()
 
 
 def test_a_job_in_pieces_gives_the_same_asset_up_to_rounding(engine, quick):

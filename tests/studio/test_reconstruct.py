@@ -50,9 +50,10 @@ def test_the_folder_holds_the_promised_files_and_no_other(finished):
     _, result = finished
     files = sorted(str(path.relative_to(result.folder)) for path in result.folder.rglob("*") if path.is_file())
     views = [f"views/{number:03d}.png" for number in range(3)]
-    checks = ["coverage.png", "coverage.mp4", "coverage.npz", *(f"renders/{number:03d}.png" for number in range(3))]
+    maps = ["coverage.png", "coverage.glb", "coverage.mp4", "coverage.npz"]
+    renders = [f"renders/{number:03d}.png" for number in range(3)]
     promised = ["mesh.glb", "gaussian.ply", "turntable.mp4", "transforms.json", "run.json"]
-    assert files == sorted([*promised, *views, *checks])
+    assert files == sorted([*promised, *views, *maps, *renders])
 
 
 def test_the_mesh_is_textured_and_y_up(finished):
@@ -106,6 +107,8 @@ def test_the_report_says_how_it_was_made(finished, engine):
     assert run["load_report"] == {"complete": True, "missing": {}, "surplus": {}}
     assert run["counts"] == result.counts
     assert run["versions"]["torch"] == torch.__version__
+    assert run["backends"]["attention"] == {"name": "sdpa", "licence": "BSD-3-Clause"}
+    assert set(run["backends"]) > {"sparse_convolution", "gaussian_splatting", "mesh_rasterisation", "unwrapping"}
     assert run["backends"]["background_removal"][0]["name"] == "the image's own alpha channel"
     weights = Path(engine.checkpoint) / "ckpts" / "slat_flow_model.safetensors"
     assert run["weights"]["slat_flow_model"]["sha256"] == sha256(weights)

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from tiny_checkpoint import tiny_views
 
-from studio import memory
 from studio.cache import StageCache
 from studio.events import CamerasFound, Cancelled, JobError, Note, Progress
 from studio.history import History
@@ -172,16 +171,6 @@ def test_further_formats_are_written_too(engine, quick, cache, tmp_path):
     assert "exports/asset.stl" in json.loads(result.run.read_text())["files"]
 
 
-def test_too_little_memory_is_refused_before_anything_runs(engine, quick, tmp_path):
-    events: list[object] = []
-    with pytest.raises(InputError, match=r"too little memory for 2 views.*0\.0 GB are free"):
-        run_job(make_job(tiny_views(2), quick, tmp_path / "out"), engine, emit=events.append,
-                free_memory=memory.Free(1000))  # fmt: skip
-    assert events == [] and not (tmp_path / "out").exists()
-
-
-
-
 TORCH_SAYS = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes."
 
 
@@ -200,10 +189,10 @@ def test_running_out_of_memory_is_explained(engine, quick, tmp_path, monkeypatch
 def test_the_time_left_comes_from_measured_runs(engine, quick, tmp_path):
     file = tmp_path / "history.jsonl"
     job = make_job(tiny_views(2), quick, tmp_path / "out")
-    assert History(file).expected(engine.environment, quick, 2) is None
+    assert History(file).expected(engine.pace, quick, 2) is None
     result = run_job(job, engine, history=History(file))
     file.write_text(file.read_text() + "torn {\n[]\n")
-    times = measured_times(History(file), engine.environment, engine.defaults, 2)
+    times = measured_times(History(file), engine.pace, engine.defaults, 2)
     assert 0 < times["draft"] < times["standard"] < times["best"]
     events: list[Progress] = []
     run_job(job, engine, history=History(file), emit=events.append)
