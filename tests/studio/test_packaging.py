@@ -18,11 +18,65 @@ def requirements(name: str) -> list[str]:
     return [line for line in lines if line and not line.startswith("#")]
 
 
-def test_the_space_installs_what_the_studio_needs():
-    cpu, space = requirements("requirements-cpu.txt"), requirements("requirements.txt")
-    assert space == [line for line in cpu if not line.startswith("gradio")]
-    assert cpu[0] == "torch==2.13.0"
-    assert not any(line.startswith("-") for line in cpu + space)  # no index addresses, no nested files
+def named(lines: list[str]) -> dict[str, str]:
+    """Distribution -> what its line asks for: "==2.4.0", ">=4.4", "@ address"."""
+    found = {}
+    for line in lines:
+        name, rest = re.fullmatch(r"([A-Za-z0-9_-]+) *(.*)", line).groups()
+        found[name.lower().replace("_", "-")] = rest
+    return found
+
+
+# List -> its Python, and the pinned versions of which the package index has a wheel for that Python, Linux and x86-64
+# (looked up one by one with `pip install --dry-run --only-binary=:all: --python-version ...`; for requirements.txt also
+# the whole list, which resolves).
+PINNED = {
+    "requirements.txt": (
+        "3.10",
+        {"torch": "2.4.0", "torchvision": "0.19.0", "xformers": "0.0.27.post2", "spconv-cu120": "2.3.6"},
+    ),
+    "requirements-cuda13.txt": (
+        "3.12",
+        {"torch": "2.11.0", "torchvision": "0.26.0", "xformers": "0.0.35", "spconv-cu126": "2.3.8", "gsplat": "1.5.3"},
+    ),
+    "requirements-cpu.txt": ("3.11", {"torch": "2.13.0"}),
+}
+# torch -> the torchvision of the same release, and the newest xformers built for it.
+RELEASES = {"2.4.0": ("0.19.0", "0.0.27.post2"), "2.11.0": ("0.26.0", "0.0.35")}
+
+
+@pytest.mark.parametrize("file", PINNED)
+def test_pins_are_those_that_were_looked_up(file):
+    asked = named(requirements(file))
+    assert {name: text[2:] for name, text in asked.items() if text.startswith("==")} == PINNED[file][1]
+    assert requirements(file)[0].startswith("torch==")
+    assert not any(line.startswith("-") for line in requirements(file))  # no index addresses, no nested files
+    torch = asked["torch"][2:]
+    if torch in RELEASES:
+        assert (asked["torchvision"][2:], asked["xformers"][2:]) == RELEASES[torch]
+
+
+@pytest.mark.parametrize("file", ["requirements.txt", "requirements-cuda13.txt"])
+def test_every_list_holds_what_the_studio_needs(file):
+    """At the bounds of the CPU list; a list may only be stricter."""
+    needed, given = named(requirements("requirements-cpu.txt")), named(requirements(file))
+    for name, bound in needed.items():
+        if name == "torch" or (name == "gradio" and file == "requirements.txt"):
+            continue  # pinned by itself; for a Space, gradio comes with sdk_version
+        assert given[name].startswith(bound), name
+
+
+def test_the_space_stack_is_for_one_python_and_numpy_1():
+    asked = named(requirements("requirements.txt"))
+    assert asked["numpy"].endswith(",<2") and "gradio" not in asked
+    matter = (ROOT / "README.md").read_text().split("---\n")[1]
+    assert f'python_version: "{PINNED["requirements.txt"][0]}"' in matter
+    addresses = {name: text for name, text in asked.items() if text.startswith("@")}
+    assert set(addresses) == {"flash-attn", "nvdiffrast", "diff-gaussian-rasterization"}
+    assert "torch2.4" in addresses["flash-attn"] and "2.7.0.post2" in addresses["flash-attn"]
+    assert addresses["nvdiffrast"].endswith("@v0.3.3")
+    for text in addresses.values():
+        assert text.endswith("-cp310-cp310-linux_x86_64.whl") or text.startswith("@ git+https://github.com/")
 
 
 def test_front_matter():
