@@ -93,6 +93,12 @@ def load_engine(
     started = time.monotonic()
     say(f"Loading the networks from {checkpoint} ...")
     pipeline = _load_pipeline(checkpoint, device)
+    if pipeline.device.type != "cpu":
+        from trellis.pipelines.warm_up import warm_up as warm_up_networks
+
+        say("Compiling the networks' kernels (up to a minute on the very first start) ...")
+        used = ", ".join(f"{need} {candidate.name}" for need, candidate in warm_up_networks(pipeline).items())
+        say(f"What does the work: {used.replace('_', ' ')}.")
     say(f"Preparing the renderers (some 20 seconds on the very first start) on {pipeline.device} ...")
     warm_up()
     say(f"Ready after {time.monotonic() - started:.0f} s.")
