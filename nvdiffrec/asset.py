@@ -33,6 +33,11 @@ class Asset:
     material: Material
     environment: Tensor | None = None
 
+    def to(self, device: torch.device | str) -> Asset:
+        """A copy on another device."""
+        environment = None if self.environment is None else self.environment.to(device)
+        return Asset(self.geometry.to(device), self.material.to(device), environment)
+
     def with_vertices(self, vertices: Tensor) -> Asset:
         return replace(self, geometry=self.geometry.with_vertices(vertices))
 
@@ -40,12 +45,12 @@ class Asset:
     def surface(self) -> Surface:
         """Vertices and faces alone."""
         geometry = self.geometry
-        return Surface(geometry.vertices.detach().numpy(), geometry.faces.numpy().astype(np.int32))
+        return Surface(geometry.vertices.detach().cpu().numpy(), geometry.faces.cpu().numpy().astype(np.int32))
 
     @property
     def atlas(self) -> Atlas:
         """One vertex per pair of position and texture coordinate, as files want them."""
-        geometry = self.geometry
+        geometry = self.geometry.to("cpu")
         corners = torch.stack([geometry.faces.reshape(-1), geometry.uv_faces.reshape(-1)], dim=1)
         pairs, place = torch.unique(corners, dim=0, return_inverse=True)
         vertices = geometry.vertices.detach()[pairs[:, 0]].numpy()

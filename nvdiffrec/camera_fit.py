@@ -62,7 +62,7 @@ def rotation_of(vector: Tensor) -> Tensor:
     x, y, z = vector.unbind()
     zero = torch.zeros_like(x)
     cross = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero]).view(3, 3)
-    return torch.eye(3, dtype=vector.dtype) + sine * cross + versine * cross @ cross
+    return torch.eye(3, dtype=vector.dtype, device=vector.device) + sine * cross + versine * cross @ cross
 
 
 def pose_errors(cameras: Cameras, truth: Cameras) -> tuple[Tensor, Tensor, Tensor]:

@@ -59,7 +59,7 @@ class FitOptions:
 
 
 class Fit:
-    """An asset under refinement against N views.
+    """An asset under refinement against N views, on the asset's device, which must be that of the cameras.
 
     `parameters` holds every number that may change, by name: vertices [V, 3] (preconditioned if fitted),
     color [3, S, S], orm [2, S, S], normal [3, S, S], light [3, H, 2H] (logarithm), twists [N, 6], log_focals [N],
@@ -74,18 +74,18 @@ class Fit:
             self.steps = LargeSteps(asset.geometry.faces, len(vertices), options.smoothness)
             self.smooth = SmoothnessTerms(vertices, asset.geometry.faces)
         size, count = material.base_color.shape[-1], len(cameras)
-        normal = torch.zeros(3, size, size)
+        normal = vertices.new_zeros(3, size, size)
         normal[2] = 1
-        light = asset.environment if asset.environment is not None else torch.ones(3, *FITTED_SIZE)
+        light = asset.environment if asset.environment is not None else vertices.new_ones(3, *FITTED_SIZE)
         start = {
             "vertices": self.steps.to_parameter(vertices) if options.geometry else vertices.clone(),
             "color": material.base_color.clone(),
             "orm": material.orm.clone(),
             "normal": normal if material.normal is None else material.normal.clone(),
             "light": light.clamp(min=1e-3).log(),
-            "twists": torch.zeros(count, 6),
-            "log_focals": torch.zeros(count),
-            "exposures": torch.zeros(count),
+            "twists": vertices.new_zeros(count, 6),
+            "log_focals": vertices.new_zeros(count),
+            "exposures": vertices.new_zeros(count),
         }
         self._use_normals = options.normal_map or material.normal is not None
         fitted = {
@@ -241,6 +241,6 @@ class Fit:
                     whole["state"].setdefault(int(index), {})[key] = value.clone()
             self.adam.load_state_dict(whole)
         if self.vertex_adam is not None:
-            self.vertex_adam.first = tensors["vertex.first"].clone()
+            self.vertex_adam.first.copy_(tensors["vertex.first"])
             second, steps = tensors["vertex.rest"].tolist()
             self.vertex_adam.second, self.vertex_adam.steps = second, int(steps)

@@ -117,7 +117,7 @@ class SmoothnessTerms:
         values = torch.from_numpy((matrix.data / degree[matrix.row]).astype(np.float32))
         self._laplacian = torch.sparse_coo_tensor(
             index, values, matrix.shape, check_invariants=False
-        ).coalesce()
+        ).coalesce().to(vertices.device)
         self.edge_length = float((vertices[edges[:, 0]] - vertices[edges[:, 1]]).norm(dim=1).mean())
         self._rest = (self._laplacian @ vertices.detach()).detach()
 

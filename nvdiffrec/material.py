@@ -28,6 +28,10 @@ class Material:
     orm: Tensor
     normal: Tensor | None = None
 
+    def to(self, device: torch.device | str) -> Material:
+        """A copy on another device."""
+        return Material(*(None if m is None else m.to(device) for m in (self.base_color, self.orm, self.normal)))
+
     @property
     def stack(self) -> Tensor:
         """All channels, [5 or 8, S, S]."""

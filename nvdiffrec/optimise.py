@@ -32,13 +32,15 @@ _STATE_FORMAT = "nvdiffrec-state-1"
 @dataclass(frozen=True)
 class RefineSettings:
     """steps: one view each. resolution: longest image side; the first `coarse` part of the steps sees half of it.
-    evaluate_every: steps between scores, previews and saved states. seed: of the order of the views."""
+    evaluate_every: steps between scores, previews and saved states. seed: of the order of the views. device: where the
+    loop runs; on a GPU the renderer takes that GPU's backend, and only the vertices' linear solves stay on the CPU."""
 
     steps: int = 400
     resolution: int = 256
     coarse: float = 0.4
     evaluate_every: int = 50
     seed: int = 0
+    device: str = "cpu"
     fit: FitOptions = field(default_factory=FitOptions)
 
     def __post_init__(self) -> None:
@@ -149,6 +151,7 @@ class _Run:
             settings = replace(settings, fit=replace(settings.fit, cameras=views.predicted))
         self.settings = settings
         self.start, self.baseline = asset, baseline
+        asset, views = asset.to(settings.device), views.to(settings.device)
         self.views = views.scaled(settings.resolution)
         self.coarse_views = views.scaled(max(8, settings.resolution // 2))
         self.held_out = held_out_views(len(views))
@@ -158,7 +161,9 @@ class _Run:
         if not self.fit.fits_anything:
             raise InputError("Nothing is to be fitted: choose at least one of shape, colours, light and cameras.")
         self.before = score_asset(
-            baseline[0], views.with_cameras(baseline[1]).scaled(settings.resolution), settings.fit.turntable
+            baseline[0].to(settings.device),
+            views.with_cameras(baseline[1].to(settings.device)).scaled(settings.resolution),
+            settings.fit.turntable,
         )
         self.best_score = -float("inf")
         self.best = self.fit.snapshot()
@@ -190,18 +195,18 @@ class _Run:
             self.best_score, self.best = score, self.fit.snapshot()
         with torch.no_grad():
             preview = on_white(self.fit.image(self.judges[0], self.fit.prepared(), self.views.cameras))
-        return score, preview
+        return score, preview.cpu()
 
     def result(self, cancelled: bool) -> RefineResult:
         self.fit.restore(self.best)
         after = score_views(self.fit, self.views, self.held_out)
         helped, numbers = verdict(self.before, after)
         if helped:
-            asset, cameras = self.fit.result()
+            asset, cameras = (part.to("cpu") for part in self.fit.result())
             full = Cameras.from_normalised(
                 cameras.extrinsics, cameras.normalised_intrinsics, self.baseline[1].image_size
             )
-            exposures = self.fit.exposures().detach() if self.settings.fit.exposure else None
+            exposures = self.fit.exposures().detach().cpu() if self.settings.fit.exposure else None
             message = f"Refining helped: {numbers}."
             return RefineResult(asset, full, True, message, self.before, after, cancelled, exposures)
         message = f"Refining did not help ({numbers}); the asset and its cameras are unchanged."

@@ -41,6 +41,10 @@ class TexturedGeometry:
     uvs: Tensor
     uv_faces: Tensor
 
+    def to(self, device: torch.device | str) -> TexturedGeometry:
+        """A copy on another device."""
+        return TexturedGeometry(*(t.to(device) for t in (self.vertices, self.faces, self.uvs, self.uv_faces)))
+
     def with_vertices(self, vertices: Tensor) -> TexturedGeometry:
         return TexturedGeometry(vertices, self.faces, self.uvs, self.uv_faces)
 

@@ -89,6 +89,11 @@ class Views:
         picked = ([values[i] for i in indices] for values in (self.images, self.masks, self.names))
         return Views(self.cameras[indices], *picked, self.predicted)
 
+    def to(self, device: torch.device | str) -> Views:
+        """A copy on another device."""
+        moved = (tuple(value.to(device) for value in values) for values in (self.images, self.masks))
+        return Views(self.cameras.to(device), *moved, self.names, self.predicted)
+
     def with_cameras(self, cameras: Cameras) -> Views:
         """The same photographs with other cameras of the same image sizes."""
         return replace(self, cameras=cameras)

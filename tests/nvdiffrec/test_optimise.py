@@ -142,3 +142,15 @@ def test_one_view_and_impossible_settings_are_refused():
         next(refine(views.subset([0]), start_asset()))
     with pytest.raises(InputError, match="at least 1 step"):
         RefineSettings(steps=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_loop_comes_to_the_same_on_a_gpu():
+    settings = replace(SETTINGS, steps=20, fit=FitOptions(cameras=True, exposure=True, normal_map=True))
+    _, here = run(ball_views(6), start_asset(), settings)
+    _, there = run(ball_views(6), start_asset(), replace(settings, device="cuda"))
+    assert there.asset.geometry.vertices.device.type == "cpu"
+    for ours, theirs in zip(here.after, there.after, strict=True):
+        assert ours.object_psnr == pytest.approx(theirs.object_psnr, abs=0.5)
+        assert ours.iou == pytest.approx(theirs.iou, abs=0.01)
