@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from studio.cache import DEFAULT_BYTES, default_folder
 from studio.engine import chosen_checkpoint
@@ -241,12 +241,3 @@ class Service:
                 ticket.finish("done", result=content)
             elif kind == "cancelled":
                 ticket.finish("cancelled")
-
-
-def describe(error: BaseException) -> dict[str, Any]:
-    """An ending as plain data: kind and sentences."""
-    if isinstance(error, Cancelled):
-        return {"kind": "cancelled", "sentences": ["The job was cancelled."]}
-    if isinstance(error, InputError):
-        return {"kind": "input", "sentences": list(getattr(error, "sentences", None) or [str(error)])}
-    return {"kind": error.kind if isinstance(error, JobError) else "bug", "sentences": [str(error)]}
