@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -13,8 +12,9 @@ from shapes import mesh_of, sphere
 
 from trellis.errors import InputError
 from trellis.export import ExportOptions, export_files, export_mesh, mesh_health
-from trellis.export.clean import MAX_FACES, CleanOptions, clean, reduced
-from trellis.export.surface import Surface, surface_of
+from trellis.export import clean as clean_module
+from trellis.export.clean import MAX_FACES, CleanOptions, reduced
+from trellis.export.surface import Surface
 from trellis.export.unwrap import UnwrapOptions
 from trellis.representations.gaussian import Gaussian
 
@@ -88,6 +88,11 @@ def test_a_huge_mesh_is_thinned_before_anything_else():
     assert solid.volume == pytest.approx(ball.volume, rel=0.02)
     assert np.abs(small.colors - np.abs(small.vertices) * 2).max() < 0.02
     assert reduced(surface, MAX_FACES) is surface
-    start = time.process_time()
-    clean(surface_of(mesh_of(ball.vertices, ball.faces)), CleanOptions(num_views=8, resolution=96))
-    assert time.process_time() - start < 20
+
+
+def test_an_export_of_more_faces_than_the_bound_goes_on_with_fewer(monkeypatch):
+    monkeypatch.setattr(clean_module, "MAX_FACES", 5_000)
+    ball = sphere(0.4, 5)  # 20 480 faces, as 5 million are to the real bound
+    asset = export_mesh(mesh_of(ball.vertices, ball.faces), None, 0.0, 64, QUICK)
+    health = mesh_health(asset)
+    assert 1_000 < health.faces <= 5_000 and health.non_manifold_edges == 0

@@ -6,14 +6,18 @@ import json
 import os
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from shapes import mesh_of, patch_cube, sphere
 
 from trellis.export import ExportOptions, export_mesh
 from trellis.export.clean import CleanOptions
+from trellis.export.photographs import Photographs
+from trellis.renderers.cameras import orbit
 
 ROOT = Path(__file__).parents[2]
 QUICK = ExportOptions(num_views=8, view_resolution=128, clean=CleanOptions(num_views=8, resolution=128))
@@ -44,9 +48,12 @@ def validate():
 
 def test_exported_files_pass_without_error_or_warning(validate, tmp_path):
     ball = sphere(0.4, 3)
+    closed = replace(QUICK, target_faces=400, clean=replace(QUICK.clean, watertight=True))
+    photographs = Photographs([torch.rand(3, 64, 64)], orbit(torch.zeros(1), torch.zeros(1), 2.0, 40.0, 64))
     assets = {
         "cube": export_mesh(patch_cube(6), None, 0.5, 64, QUICK),
         "ball": export_mesh(mesh_of(ball.vertices, ball.faces), None, 0.0, 128, QUICK),
+        "closed": export_mesh(mesh_of(ball.vertices, ball.faces[40:]), None, 0.0, 64, closed, None, photographs),
         "triangle": export_mesh(mesh_of(np.eye(3) * 0.4, [[0, 1, 2]]), None, 0.0, 64, QUICK),
     }
     files = []

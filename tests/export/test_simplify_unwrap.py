@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import pytest
 import trimesh
@@ -19,14 +17,12 @@ def surface(mesh: trimesh.Trimesh):
     return surface_of(mesh_of(mesh.vertices, mesh.faces))
 
 
-def test_a_large_mesh_is_simplified_in_bounded_time():
+def test_a_large_mesh_stays_closed_and_keeps_its_volume():
     ball = sphere(0.4, 7)  # 327 680 faces
-    start = time.process_time()
     low = simplify(surface(ball), 0.95, max_faces=10_000)
-    assert time.process_time() - start < 10
     assert len(low.faces) <= 10_200
     solid = trimesh.Trimesh(low.vertices, low.faces, process=False)
-    assert solid.is_watertight and solid.volume == pytest.approx(ball.volume, rel=5e-3)
+    assert solid.is_watertight and solid.volume == pytest.approx(ball.volume, rel=2e-3)
 
 
 def test_ratio_is_the_fraction_removed_and_small_meshes_are_left_alone():
@@ -42,7 +38,7 @@ def test_a_target_is_met_and_the_shape_kept():
     low = simplify(ball, target_faces=2000)
     assert len(low.faces) == pytest.approx(2000, rel=0.02)
     apart = surface_distance(ball, low)
-    assert apart.mean < apart.hausdorff < 0.004
+    assert apart.mean < 4e-4 and apart.hausdorff < 0.004  # regular flat triangles of this size leave the ball by 0.001
     assert surface_distance(ball, surface(sphere(0.42, 5))).hausdorff == pytest.approx(0.02, rel=0.05)
 
 
@@ -78,6 +74,20 @@ def test_charts_fill_the_unit_square_without_overlap_and_keep_the_surface():
     assert 0.4 < covered <= 1
     assert np.allclose(np.linalg.norm(atlas.normals, axis=1), 1, atol=1e-5)
     assert (np.einsum("vk,vk->v", atlas.normals, atlas.vertices) > 0).all()
+
+
+def test_unfolding_hardly_stretches():
+    """Needles of all shapes on flat sides, as simplification leaves them, unfold without being pulled along."""
+    rng = np.random.default_rng(0)
+    box = trimesh.creation.box((0.8, 0.6, 0.4)).subdivide_to_size(0.06)
+    flat = (np.abs(np.abs(box.vertices) - [0.4, 0.3, 0.2]) < 1e-6).sum(axis=1) == 1
+    inside = np.abs(np.abs(box.vertices) - [0.4, 0.3, 0.2]) > 1e-6
+    box.vertices += np.where(flat[:, None] & inside, rng.uniform(-0.012, 0.012, box.vertices.shape), 0)
+    atlas = unwrap(surface(box), 512)
+    points, uvs = atlas.vertices[atlas.faces].astype(np.float64), atlas.uvs[atlas.faces].astype(np.float64)
+    sides = [np.linalg.norm(c - np.roll(c, 1, axis=1), axis=2) for c in (points, uvs)]
+    scale = sides[1] / sides[0]
+    assert np.percentile(scale, 95) / np.percentile(scale, 5) < 1.2
 
 
 def test_taubin_removes_noise_without_shrinking():

@@ -14,7 +14,7 @@ from trellis.export.surface import Surface
 from trellis.export.topology import position_ids
 
 MIN_FACES = 500  # a fraction of a tiny mesh would be no object any more
-_AGGRESSIVENESS = (7.0, 9.0, 11.0)
+_AGGRESSIVENESS = (3.0, 7.0, 9.0, 11.0)  # the first halves the error of the package's default, 7, in little more time
 _lock = threading.Lock()  # the package keeps its mesh in global variables
 
 

@@ -179,7 +179,8 @@ def _joined(faces: np.ndarray, labels: np.ndarray, corners: np.ndarray) -> tuple
 def taubin_smooth(surface: Surface, steps: int, shrink: float = 0.5, grow: float = -0.53) -> Surface:
     """Low-pass filter without shrinkage: alternate a positive and a negative Laplacian step (Taubin 1995).
 
-    Vertices on open borders stay where they are.
+    Vertices move along their normals only: within a plane there is nothing to smooth, and sliding would stretch the
+    triangles of what is unfolded. Those on open borders stay where they are.
     """
     if steps == 0:
         return surface
@@ -189,10 +190,11 @@ def taubin_smooth(surface: Surface, steps: int, shrink: float = 0.5, grow: float
     border = np.unique((links - links.T).nonzero()[0])
     neighbours = ((links + links.T) > 0).astype(np.float64)
     mean = sparse.diags(1 / np.maximum(neighbours.sum(axis=1).A1, 1)) @ neighbours
-    points = surface.vertices.astype(np.float64)
+    points, normals = surface.vertices.astype(np.float64), surface.vertex_normals().astype(np.float64)
     for _ in range(steps):
         for factor in (shrink, grow):
             change = mean @ points - points
+            change = np.einsum("vk,vk->v", change, normals)[:, None] * normals
             change[border] = 0
             points += factor * change
     return Surface(points.astype(np.float32), surface.faces, surface.colors)
