@@ -37,6 +37,28 @@ class FrozenEncoders:
         return tokens, image_cond.unflatten(0, shape)
 
 
+class ReadOut(nn.Module):
+    """A linear reading of what a flow network's last hidden state knows of the finished object; in training only.
+
+    The velocity is mostly noise, and so a slow teacher of what the views have to say. Asking the same features for
+    plain properties of the object at every noise level tells the conditioner and the cross-attentions early.
+    """
+
+    def __init__(self, flow: nn.Module, channels: int):
+        super().__init__()
+        self.read = nn.Linear(flow.out_layer.in_features, channels)
+        self.hidden: Tensor | None = None
+        flow.out_layer.register_forward_pre_hook(self._keep)
+
+    def _keep(self, _: nn.Module, inputs: tuple[Tensor]) -> None:
+        self.hidden = inputs[0]
+
+    def forward(self) -> Tensor:
+        """The reading of the flow's latest call, [..., channels]."""
+        hidden, self.hidden = self.hidden, None
+        return self.read(hidden)
+
+
 def sample_times(count: int, generator: torch.Generator, device: torch.device) -> Tensor:
     """Logit-normal times (mean 1, deviation 1; Esser et al. 2024): more of them where there is much noise."""
     return torch.sigmoid(1 + torch.randn(count, generator=generator, device=device))

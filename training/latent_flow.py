@@ -10,7 +10,7 @@ import json
 import torch
 from torch import Tensor
 
-from training.conditions import FrozenEncoders, count_parameters, drop_mask, noised, sample_times
+from training.conditions import FrozenEncoders, ReadOut, count_parameters, drop_mask, noised, sample_times
 from training.data.objects import Instances, rotation_x, rotation_z
 from training.data.surface import SurfaceCache, SurfaceSamples
 from training.data.voxels import voxelise
@@ -19,7 +19,7 @@ from trellis.models import ModulatedSLATMultiViewCond, SLatEncoder, SLatFlowMode
 from trellis.modules.sparse import SparseTensor
 
 DRAWS = 2  # times and noises for each rendered scene
-VIEWS = (4, 2, 4, 8, 3, 1, 6)
+VIEWS = (4, 2, 4, 8, 4, 1)
 
 
 def misalign(samples: SurfaceSamples, instances: Instances, generator: torch.Generator) -> SurfaceSamples:
@@ -50,10 +50,11 @@ def main(argv: list[str] | None = None) -> None:
     )
     cond = ModulatedSLATMultiViewCond(**networks["slat_cond"])
     flow = SLatFlowModel(**networks["slat_flow"])
+    read_out = ReadOut(flow, 6)
     print(f"[latent_flow] {count_parameters(cond, flow):.1f} M parameters", flush=True)
-    for step in run.train({"cond": cond, "flow": flow}):
+    for step in run.train({"cond": cond, "flow": flow, "read_out": read_out}):
         per_scene = VIEWS[step % len(VIEWS)]
-        scenes = run.batch(20)
+        scenes = run.batch(16)
         count = scenes * DRAWS
         with torch.no_grad():
             instances = run.library.random_instances(scenes, run.generator)
@@ -62,7 +63,7 @@ def main(argv: list[str] | None = None) -> None:
             voxels = voxelise(misalign(samples, instances, run.generator), run.sizes.resolution)
             with run.autocast():
                 z = latent(SparseTensor(feats=voxels.feats, coords=voxels.coords), sample_posterior=False)
-            data = ((z.feats.float() - mean) / std).repeat(DRAWS, 1)
+            data = ((voxels.latent(z.feats) - mean) / std).repeat(DRAWS, 1)
             first = torch.arange(DRAWS, device=run.device, dtype=torch.int32)[:, None, None] * scenes
             shift = first * torch.tensor([1, 0, 0, 0], device=run.device, dtype=torch.int32)
             coords = (voxels.coords + shift).flatten(0, 1)
@@ -73,7 +74,14 @@ def main(argv: list[str] | None = None) -> None:
         with run.autocast():
             context = [view.repeat(DRAWS, 1, 1) * keep for view in cond(tokens, image_cond)]
             prediction = flow(SparseTensor(feats=x, coords=coords), 1000 * t, context)
-        run.update({"flow": (prediction.feats.float() - velocity).square().mean()})
+            looks = read_out()
+        error = (looks.float() - voxels.looks.repeat(DRAWS, 1)).abs().mean(1)
+        run.update(
+            {
+                "flow": (prediction.feats.float() - velocity).square().mean(),
+                "looks": (keep[coords[:, 0].long(), 0, 0] * error).mean(),
+            }
+        )
 
 
 if __name__ == "__main__":

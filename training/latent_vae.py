@@ -1,4 +1,4 @@
-"""Structured-latent autoencoder: surface samples per voxel to 8 numbers, and back to Gaussians and a mesh field.
+"""Structured-latent autoencoder: surface samples per voxel to 19 numbers, and back to Gaussians and a mesh field.
 
     python -m training.latent_vae --data objects.safetensors --out runs --minutes 7
 
@@ -22,6 +22,7 @@ from trellis.models import SLatEncoder, SLatGaussianDecoder, SLatMeshDecoder
 from trellis.modules.sparse import SparseTensor
 
 KL_WEIGHT = 1e-3
+COLOUR_NOISE = 0.03  # of the colours among the latents, which no posterior blurs; the flow's will not be exact either
 TANGENT, NORMAL = 0.13, 0.035  # deviations of the wanted splats, in voxels: flat discs that just overlap
 OPACITY = 0.97
 
@@ -80,7 +81,7 @@ def latent_statistics(run: Run, cache: SurfaceCache, encoder: SLatEncoder, round
         voxels = voxelise(samples, run.sizes.resolution)
         with run.autocast():
             z = encoder(SparseTensor(feats=voxels.feats, coords=voxels.coords), sample_posterior=False)
-        latents.append(z.feats.float())
+        latents.append(voxels.latent(z.feats))
     stacked = torch.cat(latents)
     return {"mean": stacked.mean(0).tolist(), "std": stacked.std(0).tolist()}
 
@@ -104,6 +105,9 @@ def main(argv: list[str] | None = None) -> None:
         x = SparseTensor(feats=voxels.feats, coords=voxels.coords)
         with run.autocast():
             z, mean, logvar = encoder(x, sample_posterior=True, return_raw=True)
+            latent = voxels.latent(z.feats)
+            latent[:, -3:] += COLOUR_NOISE * torch.randn_like(latent[:, -3:])
+            z = z.replace(latent)
             raw = gaussians.decode_raw(z)
             cubes = mesh.decode_raw(z)
         mean, logvar = (v.feats.float() if isinstance(v, SparseTensor) else v.float() for v in (mean, logvar))

@@ -144,7 +144,9 @@ class Run:
         for network in self.networks:
             prefix = network + "."
             weights = {k[len(prefix) :]: _half(v) for k, v in self.average.items() if k.startswith(prefix)}
-            save_file(weights, self.folder / f"{network}.safetensors")
+            file = self.folder / f"{network}.safetensors"
+            save_file(weights, file.with_suffix(".part"))
+            file.with_suffix(".part").replace(file)  # whoever reads meanwhile gets one or the other whole
 
     def save(self) -> None:
         """Export, and write the state needed to go on: weights, averages and the optimiser's moments."""
@@ -195,7 +197,7 @@ class Run:
         weights = load_file(self.args.out / run / f"{network}.safetensors")
         module.load_state_dict(weights)
         if self.args.compile:
-            compile_blocks(module)
+            compile_norms(module)  # the blocks would be compiled for every number of views, to little gain
         return module.to(self.device).eval().requires_grad_(False)
 
 
@@ -206,11 +208,18 @@ def _half(value: Tensor) -> Tensor:
 
 def compile_blocks(module: nn.Module) -> None:
     """Compile each dense transformer block on its own (equal blocks and equal shapes share one compilation), and the
-    channel norms, whose stock kernel spends a thread block on every voxel."""
+    channel norms."""
+    for child in module.modules():
+        if type(child).__name__.endswith("Block") and hasattr(child, "mlp"):
+            child.compile(dynamic=False)
+    compile_norms(module)
+
+
+def compile_norms(module: nn.Module) -> None:
+    """Compile the channel norms, whose stock kernel spends a thread block on every voxel."""
     import torch._dynamo
 
     torch._dynamo.config.cache_size_limit = 64
     for child in module.modules():
-        is_block = type(child).__name__.endswith("Block") and hasattr(child, "mlp")
-        if is_block or isinstance(child, ChannelLayerNorm32):
+        if isinstance(child, ChannelLayerNorm32):
             child.compile(dynamic=False)

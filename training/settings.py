@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from training.data.voxels import FEATURES as VOXEL_FEATURES
 
 RESOLUTION = 32  # voxels per side of the structure; surfaces then have about 2,300, each of which becomes a token
-LATENT_CHANNELS = 16  # a voxel stands for 4^3 cells of the mesh grid, so its latent is wider than the published 8
+ENCODED_CHANNELS = 16  # a voxel stands for 4^3 cells of the mesh grid, so its latent is wider than the published 8
+# An encoder left to itself spends its first thousands of steps on shape and lightness and leaves the hues out, so the
+# voxel's mean colour is part of the latent as it is.
+LATENT_CHANNELS = ENCODED_CHANNELS + 3
 
 MINI: dict[str, dict] = {
     "vggt": {
@@ -70,7 +73,7 @@ MINI: dict[str, dict] = {
         "resolution": RESOLUTION,
         "in_channels": VOXEL_FEATURES,
         "model_channels": 256,
-        "latent_channels": LATENT_CHANNELS,
+        "latent_channels": ENCODED_CHANNELS,
         "num_blocks": 4,
         "num_heads": 4,
         "attn_mode": "swin",

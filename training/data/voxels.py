@@ -27,6 +27,15 @@ class VoxelBatch:
     normals: Tensor
     colours: Tensor
 
+    @property
+    def looks(self) -> Tensor:
+        """Mean normal and mean colour of each voxel, [N, 6]."""
+        return self.feats[:, 3:9]
+
+    def latent(self, encoded: Tensor) -> Tensor:
+        """What the encoder made of each voxel, with its mean colour appended: [N, C] to [N, C + 3]."""
+        return torch.cat([encoded.float(), self.looks[:, 3:]], 1)
+
 
 def occupancy(samples: SurfaceSamples, resolution: int) -> Tensor:
     """Dense occupancy [B, 1, R, R, R] float of voxels that hold a sample."""
