@@ -81,8 +81,7 @@ class Api:
         Returns:
             The model as GLB, the Gaussian splats as PLY, a turntable as MP4, and the report of the run.
         """
-        session = self._sessions.of(request.session_hash)
-        with _told():
+        with _told(), self._sessions.guest(request.session_hash) as session:
             chosen = make_settings({**(settings or {}), "seed": seed}, apply_preset(preset, self._service.defaults))
             key, folder = self._sessions.new_run(session)
             result = await self._run(make_job(photos, chosen, folder, formats=FORMATS, user=session.key), Result)
@@ -97,8 +96,7 @@ class Api:
         Returns:
             {"cameras": as in transforms.json, "views": [{"name", "trust" from 0 to 1 or null, "notes"}]}.
         """
-        session = self._sessions.of(request.session_hash)
-        with _told():
+        with _told(), self._sessions.guest(request.session_hash) as session:
             job = make_job(photos, self._service.defaults, session.folder / "none", user=session.key, until="cameras")
             found = await self._run(job, CamerasFound)
         views = [{"name": view.name, "trust": view.trust, "notes": list(view.notes)} for view in found.views]
@@ -117,8 +115,7 @@ class Api:
         Returns:
             The model as GLB, and the report.
         """
-        session = self._sessions.of(request.session_hash)
-        with _told():
+        with _told(), self._sessions.guest(request.session_hash) as session:
             earlier = self._sessions.shelf.find(run)
             if earlier is None:
                 raise InputError("There is no such run, or it has been removed.")
@@ -148,8 +145,7 @@ class Api:
         Returns:
             The refined model as GLB, and {"helped": whether it helped, "message", "views": scores before and after}.
         """
-        session = self._sessions.of(request.session_hash)
-        with _told():
+        with _told(), self._sessions.guest(request.session_hash) as session:
             chosen = make_settings({**(settings or {}), "steps": steps}, RefineSettings())
             out, given = (self._sessions.new_folder(session, stem) for stem in ("refined", "given"))
             job = job_of_uploads(given, model, photos or (), cameras or (), chosen, out, session.key)

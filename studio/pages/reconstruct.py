@@ -11,6 +11,7 @@ import gradio as gr
 
 from studio.engine import ASSETS
 from studio.events import RUN, CamerasFound, Cancelled, JobError, Progress, Queued, Result
+from studio.history import History
 from studio.inputs import BadViewsError
 from studio.job import Job, make_job
 from studio.pages import fragments
@@ -20,7 +21,7 @@ from studio.pages.html import html, live, on_act
 from studio.pages.result_view import FORMATS, ResultView
 from studio.pages.sessions import Session, Sessions
 from studio.pages.strip import cameras_panel, mask_editor, strip
-from studio.presets import PRESETS, apply_preset
+from studio.presets import PRESETS, apply_preset, measured_times
 from studio.replay import revise
 from studio.service import Service
 from studio.stages import STAGES
@@ -179,7 +180,7 @@ class ReconstructPage:
 
     def on_load(self, event: Any) -> None:
         """After the page's load event has attached the session: show it, and follow its job if there is one."""
-        outputs = [*self.open_outputs, *self.controls.components]
+        outputs = [*self.open_outputs, self.preset, *self.controls.components]
         shown = event.then(self._restore, None, outputs, **_LIGHT)
         self._follow_after(shown)
         shown.then(self._look, None, [self.strip], **_PRIVATE, concurrency_limit=2, concurrency_id="look")
@@ -239,9 +240,19 @@ class ReconstructPage:
 
     # Jobs
 
-    def _choose_preset(self, name: str) -> Any:
+    def _choose_preset(self, request: gr.Request, name: str) -> Any:
+        session = self._sessions.of(request.session_hash)
         chosen = apply_preset(name, self._service.defaults)
-        return [gr.update(info=PRESETS[name].help), *self.controls.values_of(chosen)]
+        session.preset = name
+        return [gr.update(info=self._preset_info(session)), *self.controls.values_of(chosen)]
+
+    def _preset_info(self, session: Session) -> str:
+        """What a preset means, and how long it takes here, once this machine has run one."""
+        times = measured_times(
+            History(), self._service.engine, self._service.defaults, max(1, len(session.photos))
+        )
+        seconds = times[session.preset]
+        return PRESETS[session.preset].help + (f" About {fragments.clock(seconds)} here." if seconds else "")
 
     def _generate(self, request: gr.Request, *values: Any) -> Any:
         def job(session: Session) -> Job:
@@ -333,7 +344,8 @@ class ReconstructPage:
         controls = [gr.skip()] * len(self.controls.components)
         if session.settings is not None:
             controls = self.controls.values_of(session.settings)
-        return [*self.open_updates(session, True), *controls]
+        preset = gr.update(value=session.preset, info=self._preset_info(session))
+        return [*self.open_updates(session, True), preset, *controls]
 
     def open_updates(self, session: Session, new: bool) -> list[Any]:
         """Values for `open_outputs`. `new`: there is another result than before; else the shown one stays untouched."""

@@ -11,7 +11,8 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,7 +38,7 @@ class Session:
         photos: on the Reconstruct page.
         works: what runs or ran last, by page.
         runs: keys of the runs on the shelf, oldest first.
-        settings: those asked for last.
+        preset, settings: those asked for last.
         shown: the run on the Reconstruct page; coming: the one that is being made, None while only cameras are sought.
         cameras: those found last, camera_folder: the key of their pictures, camera_photos: ids of their photographs.
         sheet: key of the files of the latest comparison.
@@ -50,6 +51,7 @@ class Session:
     photos: Photos
     works: dict[str, Followed] = field(default_factory=dict)
     runs: list[str] = field(default_factory=list)
+    preset: str = "standard"
     settings: ReconstructSettings | None = None
     shown: str | None = None
     coming: str | None = None
@@ -115,6 +117,21 @@ class Sessions:
             session.seen = self._clock()
             return session
 
+    @contextmanager
+    def guest(self, caller: str | None) -> Iterator[Session]:
+        """The session of a program that calls an endpoint, and opens no page: it is there only during its calls."""
+        call = f"call {secrets.token_hex(8)}"
+        with self._lock:
+            session = self._sessions.get(self._of_page.get(caller or "", "")) or self._new()
+            self._of_page[caller or ""] = session.key
+            session.pages.add(call)
+        try:
+            yield session
+        finally:
+            with self._lock:
+                session.pages.discard(call)
+                session.seen = self._clock()
+
     def detach(self, page: str | None) -> None:
         """A page has been closed; its session stays for a while."""
         with self._lock:
@@ -168,6 +185,7 @@ class Sessions:
                     session.cancel()
                 if not session.busy and now - session.seen > self._keep:
                     gone.append(self._sessions.pop(session.key))
+            self._of_page = {page: key for page, key in self._of_page.items() if key in self._sessions}
         for session in gone:
             for key in [*session.runs, session.photos.key]:
                 self.shelf.remove(key)

@@ -109,6 +109,22 @@ def test_who_leaves_loses_first_the_job_and_then_the_files():
     assert not session.folder.exists() and sessions.shelf.file(key, "run.json") is None
 
 
+def test_a_program_that_calls_is_there_during_its_calls_only():
+    clock = Clock()
+    sessions = Sessions(keep=100, grace=10, clock=clock)
+    with sessions.guest("program") as session:
+        clock.now = 1000.0
+        sessions.tidy()
+        assert session.folder.exists()
+    with sessions.guest("program") as again:
+        assert again is session
+    with sessions.guest("another") as other:
+        assert other is not session
+    clock.now += 101
+    sessions.tidy()
+    assert not session.folder.exists()
+
+
 def _until(going: threading.Event) -> Iterator[Note]:
     yield Note("begun")
     going.wait(10)
