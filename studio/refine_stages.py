@@ -30,6 +30,7 @@ from nvdiffrec.result import quantised
 from nvdiffrec.view_files import load_views
 from nvdiffrec.views import Views, linear_to_srgb
 from studio import previews, stages
+from studio.events import Cancelled
 from studio.inputs import BadViewsError, View
 from studio.refine_settings import RefineSettings
 from studio.stages import Stage
@@ -127,7 +128,8 @@ def optimise(
     cancelled: Callable[[], bool] = lambda: False,
     state_file: Path | None = None,
 ) -> tuple[RefineResult, Asset]:
-    """Fit asset and cameras to the placed views. If `cancelled` says so, the best state so far is the result.
+    """Fit asset and cameras to the placed views. If `cancelled` says so, the best state so far is the result; before
+    there is one, it raises Cancelled.
 
     `state_file` is where the running state is kept; one that exists is gone on from.
 
@@ -137,7 +139,7 @@ def optimise(
     start, cameras, done = asset, views.cameras, 0
     if settings.geometry == "volume" or (settings.geometry == "auto" and _is_far_off(views, asset)):
         done = round(_GRID_STEPS * settings.steps)
-        start, cameras = _from_volume(views, asset, settings, done, report)
+        start, cameras = _from_volume(views, asset, settings, done, report, cancelled)
     moved = views.with_cameras(cameras)
     fit = FitOptions(
         geometry=settings.geometry != "fixed",
@@ -189,15 +191,20 @@ def _is_far_off(views: Views, asset: Asset) -> bool:
 
 
 def _from_volume(
-    views: Views, asset: Asset, settings: RefineSettings, steps: int, report: Report
+    views: Views, asset: Asset, settings: RefineSettings, steps: int, report: Report, cancelled: Callable[[], bool]
 ) -> tuple[Asset, Cameras]:
-    """The asset's shape on a grid, fitted with its topology free and painted from the photographs; and the cameras."""
+    """The asset's shape on a grid, fitted with its topology free and painted from the photographs; and the cameras.
+
+    Raises Cancelled if `cancelled` says so, for a grid is no asset yet.
+    """
     held_out = held_out_views(len(views))
     if settings.correct_cameras is not None:
         views = replace(views, predicted=settings.correct_cameras)
     grid = GridSettings(steps=steps, resolution=min(settings.resolution, GridSettings.resolution))
     for progress in fit_mesh(asset.geometry.vertices, asset.geometry.faces, views, grid, settings.seed, held_out):
         report(progress.step, settings.steps, loss=progress.loss)
+        if cancelled():
+            raise Cancelled
     training = [index for index in range(len(views)) if index not in held_out]
     seen = views.with_cameras(progress.cameras).subset(training)
     return asset_from_views(progress.surface, seen, settings.texture_size), progress.cameras

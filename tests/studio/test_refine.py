@@ -124,15 +124,17 @@ def test_cancelling_keeps_the_best_so_far(scene, engine, tmp_path):
     assert json.loads(result.run.read_text())["cancelled"] and result.mesh.is_file()
 
 
-def test_cancelling_before_there_is_anything_to_keep_leaves_no_files(scene, engine, tmp_path):
+@pytest.mark.parametrize("stage", ["open", "optimise"])
+def test_cancelling_before_there_is_anything_to_keep_leaves_no_files(scene, engine, tmp_path, stage):
     stop = threading.Event()
+    settings = make_settings({"geometry": "volume"}, QUICK)  # whose first steps are those of a grid
 
     def watch(event):
-        if event.stage == "open":
+        if event.stage == stage:
             stop.set()
 
     with pytest.raises(Cancelled):
-        run_refine(make_refine_job(scene / "asset.glb", QUICK, tmp_path / "out", cameras=scene), engine, emit=watch,
+        run_refine(make_refine_job(scene / "asset.glb", settings, tmp_path / "out", cameras=scene), engine, emit=watch,
                    cancelled=stop.is_set)  # fmt: skip
     assert not (tmp_path / "out").exists()
 
