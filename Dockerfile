@@ -16,7 +16,7 @@ ENV DEBIAN_FRONTEND=noninteractive \
     PIP_NO_CACHE_DIR=1 \
     PYTHONUNBUFFERED=1 \
     TORCH_CUDA_ARCH_LIST="7.5;8.0;8.6;8.9;9.0" \
-    NUMBA_CACHE_DIR=/home/studio/.cache/numba \
+    NUMBA_CACHE_DIR=/var/cache/studio \
     GRADIO_SERVER_NAME=0.0.0.0
 
 # git fetches nvdiffrast, gcc and the headers of Python compile what Triton and nvdiffrast start their kernels with.
@@ -34,8 +34,8 @@ RUN grep -E '^(torch|torchvision)==' requirements.txt > torch.txt \
 RUN python3 -m pip install -r requirements.txt "gradio>=6,<7"
 
 RUN useradd --create-home --uid 1000 studio \
-    && mkdir /weights \
-    && chown studio /weights
+    && mkdir /weights /var/cache/studio \
+    && chown studio /weights /var/cache/studio
 COPY --chown=studio . .
 USER studio
 # Kernels for the CPU are compiled now, not at the first start.
@@ -54,7 +54,7 @@ SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 ENV PIP_NO_CACHE_DIR=1 \
     PYTHONUNBUFFERED=1 \
     OMP_WAIT_POLICY=PASSIVE \
-    NUMBA_CACHE_DIR=/home/studio/.cache/numba \
+    NUMBA_CACHE_DIR=/var/cache/studio \
     GRADIO_SERVER_NAME=0.0.0.0
 
 # hadolint ignore=DL3008
@@ -70,8 +70,8 @@ RUN grep -E '^torch==' requirements-cpu.txt > torch.txt \
 RUN python3 -m pip install -r requirements-cpu.txt
 
 RUN useradd --create-home --uid 1000 studio \
-    && mkdir /weights \
-    && chown studio /weights
+    && mkdir /weights /var/cache/studio \
+    && chown studio /weights /var/cache/studio
 COPY --chown=studio . .
 USER studio
 RUN python3 -c "from studio.engine import warm_up; warm_up()"
