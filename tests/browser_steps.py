@@ -19,7 +19,7 @@ def open_page(browser, address: str, width: int = 1280, height: int = 800, **opt
     page.errors = []
     page.on("console", lambda message: page.errors.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: page.errors.append(str(error)))
-    page.goto(address)
+    page.goto(address, timeout=WAIT)
     page.wait_for_selector("#generate", timeout=WAIT)
     page.wait_for_function("sessionStorage.getItem('reconstudio')", timeout=WAIT)  # the server knows this visitor
     return page

@@ -23,6 +23,7 @@ from studio.pages.sessions import Sessions
 from studio.pages.theme import theme
 from studio.service import Service
 
+_HOUR = 3600
 # The tab remembers which visitor it belongs to, so that a reload finds photos, job and result again.
 _RECALL = "() => [sessionStorage.getItem('reconstudio') || '']"
 _REMEMBER = "(key) => { sessionStorage.setItem('reconstudio', key); }"
@@ -32,8 +33,9 @@ def build(service: Service, sessions: Sessions, host: Hosting | None = None, ref
     """The page, without a server."""
     host = host or Hosting()
     private: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-    # Uploads are copied into the visitor's own folder, so Gradio's copies may go as early as they like.
-    with gr.Blocks(title="Reconstruction studio", delete_cache=(600, host.keep), analytics_enabled=False) as page:
+    # The page copies uploads into the visitor's own folder; a call from a program waits in the queue with Gradio's.
+    uploads = max(host.keep, _HOUR)
+    with gr.Blocks(title="Reconstruction studio", delete_cache=(600, uploads), analytics_enabled=False) as page:
         gr.HTML(fragments.HEADER, padding=False)
         key = gr.Textbox(visible="hidden", label="Session", elem_id="session-key")
         attached = page.load(_attach(sessions), key, key, js=_RECALL, **private)

@@ -87,7 +87,7 @@ def test_a_reload_in_mid_job_finds_photos_job_and_result_again(browser, server, 
     choose_quick_settings(page, frames=240, size=512)
     press(page, "#generate")
     page.wait_for_selector(".status.busy .stages .now", timeout=WAIT)
-    page.reload()
+    page.reload(timeout=WAIT)
     page.wait_for_selector(".status.busy .stages .now", timeout=WAIT)
     wait_for_photos(page, 4)
     assert page.is_disabled("#generate")
@@ -101,7 +101,7 @@ def test_a_reload_in_mid_job_finds_photos_job_and_result_again(browser, server, 
     set_number(page, "#setting-video_size", 64)
     press(page, "#generate")
     wait_for_model(page)
-    page.reload()
+    page.reload(timeout=WAIT)
     page.wait_for_selector("#model[data-state=ready]", timeout=WAIT)
     link = page.get_attribute("#link a", "href")
 
