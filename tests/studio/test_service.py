@@ -86,7 +86,7 @@ def test_cancelling_frees_the_worker_within_two_seconds_and_the_next_job_runs(se
 
 
 def test_a_waiting_job_is_cancelled_at_once(service, slow, tmp_path):
-    running = service.submit(make_job(tiny_views(2), slow, tmp_path / "a"))
+    running = service.submit(make_job(tiny_views(2), slow, tmp_path / "a", use_cache=False))
     events = follow(running, "structure")
     waiting = service.submit(make_job(tiny_views(2), slow, tmp_path / "b"))
     stream = waiting.events()
@@ -154,7 +154,7 @@ def test_memory_returns_to_its_baseline_over_twenty_jobs(service, quick, tmp_pat
 def test_a_hung_worker_is_ended_and_replaced(service, quick, slow, tmp_path, monkeypatch):
     worker = service.workers[0]
     monkeypatch.setattr(worker, "_silence", 12)  # longer than a busy machine leaves a healthy worker without a turn
-    ticket = service.submit(make_job(tiny_views(2), slow, tmp_path / "a"))
+    ticket = service.submit(make_job(tiny_views(2), slow, tmp_path / "a", use_cache=False))
     events = follow(ticket, "structure")
     pid = worker.pid
     os.kill(pid, signal.SIGSTOP)
