@@ -24,10 +24,11 @@ from nvdiffrec.from_scratch import render_colors
 from nvdiffrec.light import filter_light
 from nvdiffrec.losses import log_tonemapped_l1, mask_l2, silhouette_iou
 from nvdiffrec.material import mip_pyramid, sample
+from nvdiffrec.similarity import IDENTITY, Similarity, moved
 from nvdiffrec.views import Views
 from trellis.errors import InputError
 from trellis.export.simplify import simplify
-from trellis.renderers.cameras import Cameras, hammersley
+from trellis.renderers.cameras import hammersley
 from trellis.renderers.rotations import quaternion_to_matrix
 from trellis.representations.flexicubes.surface import Surface
 
@@ -48,23 +49,6 @@ _SINGLE_RATE = 0.02
 _SINGLE_PRIOR = 2e-4
 
 Callback = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class Similarity:
-    """asset = scale * rotation @ world + shift. rotation: [3, 3]; shift: [3]."""
-
-    rotation: Tensor
-    scale: float
-    shift: Tensor
-
-    def apply(self, cameras: Cameras) -> Cameras:
-        """The same cameras in the asset's frame."""
-        return Cameras(_moved(cameras.extrinsics, self.rotation, torch.tensor(self.scale), self.shift),
-                       cameras.intrinsics, cameras.image_size)  # fmt: skip
-
-
-IDENTITY = Similarity(torch.eye(3), 1.0, torch.zeros(3))
 
 
 @dataclass(frozen=True)
@@ -255,7 +239,7 @@ class _Comparison:
             shift = grow * turn @ similarity.shift + change[4:]
             loss = torch.zeros(())
             for index in trusted:
-                image, target = self.image(index, _REFINE_SIZE, _moved(base[index], rotation, scale, shift))
+                image, target = self.image(index, _REFINE_SIZE, moved(base[index], rotation, scale, shift))
                 loss = loss + _MASK_WEIGHT * mask_l2(image[..., 3], target[..., 3])
                 loss = loss + log_tonemapped_l1(image[..., :3], target[..., :3])
             if float(loss.detach()) < best_loss:
@@ -307,14 +291,6 @@ def outline_distance(first: Tensor, second: Tensor) -> float:
         return float(np.hypot(*first.shape))
     distances = [ndimage.distance_transform_edt(~outline) for outline in outlines]
     return float((distances[0][outlines[1]].mean() + distances[1][outlines[0]].mean()) / 2)
-
-
-def _moved(extrinsics: Tensor, rotation: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """Extrinsics [..., 4, 4] after the world went through a similarity; depths grow with its scale."""
-    turned = extrinsics[..., :3, :3] @ rotation.T
-    translation = scale * extrinsics[..., :3, 3] - turned @ shift
-    top = torch.cat([turned, translation[..., None]], dim=-1)
-    return torch.cat([top, top.new_tensor([0, 0, 0, 1]).expand(*top.shape[:-2], 1, 4)], dim=-2)
 
 
 def _scale_and_shift(views: Views, proxy: Surface) -> _Start:

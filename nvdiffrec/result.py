@@ -17,7 +17,7 @@ from nvdiffrec.hdr import write_hdr
 from nvdiffrec.material import Material
 from nvdiffrec.optimise import RefineResult
 from nvdiffrec.views import Views, linear_to_srgb, srgb_to_linear
-from trellis.export.gltf import to_gltf_frame, write_glb
+from trellis.export.gltf import opaque_material, to_gltf_frame, write_glb
 from trellis.files import replacing
 from trellis.renderers.camera_formats import to_transforms
 
@@ -77,7 +77,6 @@ def pbr_mesh(asset: Asset):
     An asset without a light of its own has its shading in the base colour, and comes rough and not metallic.
     """
     import trimesh
-    from trimesh.visual.material import PBRMaterial
 
     atlas, material = asset.atlas, asset.material
     roughness, metallic = material.orm.detach()
@@ -87,15 +86,7 @@ def pbr_mesh(asset: Asset):
         maps["normalTexture"] = _picture((unit + 1) / 2)
     # glTF keeps roughness in green and metallic in blue; red is occlusion, which is not used.
     maps["metallicRoughnessTexture"] = _picture(torch.stack([torch.ones_like(roughness), roughness, metallic]))
-    surface = PBRMaterial(
-        name="surface",
-        baseColorFactor=np.array([255, 255, 255, 255], dtype=np.uint8),
-        metallicFactor=1.0,
-        roughnessFactor=1.0,
-        alphaMode="OPAQUE",
-        doubleSided=False,
-        **maps,
-    )
+    surface = opaque_material(metallic=1.0, **maps)
     return trimesh.Trimesh(
         vertices=to_gltf_frame(atlas.vertices),
         faces=atlas.faces,

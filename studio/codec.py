@@ -21,8 +21,9 @@ from safetensors.torch import load, save
 from nvdiffrec.asset import Asset
 from nvdiffrec.material import Material
 from nvdiffrec.optimise import RefineResult, ViewScore
-from nvdiffrec.registration import Registration, Similarity, ViewPlacement
+from nvdiffrec.registration import Registration, ViewPlacement
 from nvdiffrec.shading import TexturedGeometry
+from nvdiffrec.similarity import Similarity
 from nvdiffrec.views import Views
 from studio.stages import PreparedView
 from trellis.export.gltf import TexturedMesh

@@ -118,8 +118,26 @@ class CamerasFound:
     notes: tuple[str, ...] = ()
 
 
+class AssetFolder:
+    """What every finished folder holds."""
+
+    folder: Path
+
+    @property
+    def mesh(self) -> Path:
+        return self.folder / MESH
+
+    @property
+    def transforms(self) -> Path:
+        return self.folder / CAMERAS
+
+    @property
+    def run(self) -> Path:
+        return self.folder / RUN
+
+
 @dataclass(frozen=True)
-class Result:
+class Result(AssetFolder):
     """The finished files, and how long they took in all.
 
     Attributes:
@@ -135,24 +153,12 @@ class Result:
     notes: tuple[str, ...] = ()
 
     @property
-    def mesh(self) -> Path:
-        return self.folder / MESH
-
-    @property
     def gaussian(self) -> Path:
         return self.folder / SPLATS
 
     @property
     def turntable(self) -> Path:
         return self.folder / VIDEO
-
-    @property
-    def transforms(self) -> Path:
-        return self.folder / CAMERAS
-
-    @property
-    def run(self) -> Path:
-        return self.folder / RUN
 
     @property
     def views(self) -> list[Path]:

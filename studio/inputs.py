@@ -29,6 +29,11 @@ class BadViewsError(InputError):
         self.sentences = tuple(sentences)
 
 
+def sentences_of(error: InputError) -> list[str]:
+    """What a bad input says, a sentence for each thing that is wrong."""
+    return list(error.sentences) if isinstance(error, BadViewsError) else [str(error)]
+
+
 @dataclass(frozen=True)
 class Earlier:
     """What an earlier run says of a view.

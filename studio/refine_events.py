@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from studio.events import CAMERAS, MESH, RUN, VIEWS, Progress
+from studio.events import CAMERAS, MESH, RUN, VIEWS, AssetFolder, Progress
 from studio.refine_settings import RefineSettings
 
 ENVIRONMENT, RELIT, BEFORE, AFTER, COMPARISON = "environment.hdr", "relit", "before", "after", "comparison.png"
@@ -57,7 +57,7 @@ class RefinedView:
 
 
 @dataclass(frozen=True)
-class Refined:
+class Refined(AssetFolder):
     """The finished files, and whether refining helped.
 
     Attributes:
@@ -81,14 +81,6 @@ class Refined:
     notes: tuple[str, ...] = ()
 
     @property
-    def mesh(self) -> Path:
-        return self.folder / MESH
-
-    @property
-    def transforms(self) -> Path:
-        return self.folder / CAMERAS
-
-    @property
     def environment(self) -> Path | None:
         """The light that was found in the photographs, as HDR; None if it was not asked for, or nothing helped."""
         file = self.folder / ENVIRONMENT
@@ -98,7 +90,3 @@ class Refined:
     def comparison(self) -> Path:
         """One sheet: the photographs, the asset before, and after."""
         return self.folder / COMPARISON
-
-    @property
-    def run(self) -> Path:
-        return self.folder / RUN

@@ -27,6 +27,7 @@ from nvdiffrec.optimise import Progress, RefineResult, held_out_views, refine, s
 from nvdiffrec.optimise import RefineSettings as LoopSettings
 from nvdiffrec.registration import Registration
 from nvdiffrec.result import quantised
+from nvdiffrec.similarity import IDENTITY
 from nvdiffrec.view_files import load_views
 from nvdiffrec.views import Views, linear_to_srgb
 from studio import previews, stages
@@ -113,10 +114,10 @@ def register(views: Views, asset: Asset, settings: RefineSettings, report: Repor
         if not views.predicted and float(np.median(registration.agreement(views, asset))) >= _TRUSTED_IOU:
             return registration.judge(views, asset)
         with suppress(InputError):  # nothing fits near where they are
-            near = registration.register(views, asset, registration.IDENTITY, search=False, callback=report)
+            near = registration.register(views, asset, IDENTITY, search=False, callback=report)
             if float(np.median([placement.iou for placement in near.placements])) >= _TRUSTED_IOU:
                 return near
-    guess = registration.IDENTITY if settings.registration == "auto" else None
+    guess = IDENTITY if settings.registration == "auto" else None
     return registration.register(views, asset, guess, settings.seed, callback=report)
 
 

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from studio.events import Cancelled, JobError, Note
-from studio.inputs import BadViewsError
+from studio.inputs import sentences_of
 from studio.job import Job
 from studio.refine_job import RefineJob
 from studio.settings import ReconstructSettings
@@ -155,7 +155,7 @@ class _Worker:
         if isinstance(error, Cancelled):
             self._send("cancelled", None)
         elif isinstance(error, InputError):
-            self._send("refused", list(error.sentences) if isinstance(error, BadViewsError) else [str(error)])
+            self._send("refused", sentences_of(error))
         elif isinstance(error, JobError):
             self._send("failed", (error.kind, str(error), error.details))
         else:

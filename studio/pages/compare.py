@@ -16,9 +16,9 @@ from studio.events import MESH, RUN, VIDEO, Progress, Result
 from studio.groups import run_group
 from studio.pages import fragments, sheet
 from studio.pages.files import address
-from studio.pages.follow import Followed, Watch, refused
+from studio.pages.follow import Followed, Watch, refused, stop
 from studio.pages.html import html, live, on_act
-from studio.pages.reconstruct import ReconstructPage, ending
+from studio.pages.reconstruct import ReconstructPage
 from studio.pages.sessions import Session, Sessions
 from studio.presets import apply_preset
 from studio.service import Service
@@ -169,7 +169,7 @@ class ComparePage:
             session.works[WORK] = self._sweep(session, preset, chosen)
         except InputError as error:
             session.works[WORK] = refused(error)
-            return ending(error), gr.update(interactive=True), gr.update()
+            return fragments.ending(error), gr.update(interactive=True), gr.update()
         return fragments.waiting(), *busy
 
     def _sweep(self, session: Session, preset: str, chosen: Sequence[str]) -> FollowedSweep:
@@ -197,11 +197,7 @@ class ComparePage:
         return FollowedSweep(self._service, axes, cells, keys)
 
     def _stop(self, request: gr.Request) -> Any:
-        work = self._sessions.of(request.session_hash).works.get(WORK)
-        if work is None or work.ended:
-            return gr.update(interactive=False), gr.skip()
-        work.cancel()
-        return gr.update(interactive=False), fragments.stopping()
+        return stop(self._sessions.of(request.session_hash).works.get(WORK))
 
     async def _follow(self, request: gr.Request) -> AsyncIterator[Any]:
         work = self._sessions.of(request.session_hash).works.get(WORK)
@@ -218,7 +214,7 @@ class ComparePage:
         session = self._sessions.of(request.session_hash)
         work = session.works.get(WORK)
         if not isinstance(work, FollowedSweep):
-            status = ending(work.error) if work is not None else fragments.IDLE
+            status = fragments.ending(work.error) if work is not None else fragments.IDLE
             return status, gr.update(interactive=True), gr.update(interactive=False), EMPTY, ""
         idle = gr.update(interactive=work.ended), gr.update(interactive=not work.ended)
         return self._status(work), *idle, self._grid(work), self._exports(session, work) if work.ended else ""
@@ -226,7 +222,7 @@ class ComparePage:
     def _status(self, work: FollowedSweep) -> str:
         count = f"{work.done} of {len(work.cells)}"
         if work.ended and work.error is not None:
-            return ending(work.error)
+            return fragments.ending(work.error)
         if work.ended:
             cards = work.cards()
             failed = [str(state) for state in work.states if isinstance(state, Exception)]

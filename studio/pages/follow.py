@@ -9,7 +9,10 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, Generic, TypeVar
 
+import gradio as gr
+
 from studio.events import CamerasFound, Cancelled, JobError, Note, Progress, Queued, Result
+from studio.pages import fragments
 from trellis.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -103,6 +106,14 @@ def refused(error: InputError) -> FollowedJob:
     work = FollowedJob(events(), threading.Event())
     work.wait()
     return work
+
+
+def stop(work: Followed | None) -> tuple[Any, Any]:
+    """Cancel what runs, if anything does: values for the button that asked for it and for the status display."""
+    if work is None or work.ended:
+        return gr.update(interactive=False), gr.skip()
+    work.cancel()
+    return gr.update(interactive=False), fragments.stopping()
 
 
 AnyFollowed = TypeVar("AnyFollowed", bound=Followed)

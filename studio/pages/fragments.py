@@ -6,8 +6,10 @@ import base64
 from collections.abc import Iterable, Mapping
 from html import escape
 
-from studio.events import Progress, Queued, Result
+from studio.events import Cancelled, JobError, Progress, Queued, Result
+from studio.inputs import sentences_of
 from studio.stages import STAGES, Stage
+from trellis.errors import InputError
 
 HEADER = """
 <header class="masthead">
@@ -123,6 +125,17 @@ def stopped(title: str, sentences: Iterable[str]) -> str:
     """Why there is no new result; an earlier one stays on the page."""
     lines = "".join(f"<p>{escape(sentence)}</p>" for sentence in sentences)
     return _panel("stopped", title, "", lines)
+
+
+def ending(error: BaseException | None) -> str:
+    """Why a job ended without a result."""
+    if isinstance(error, Cancelled):
+        return stopped("Cancelled", [])
+    if isinstance(error, InputError):
+        return stopped("That did not work", sentences_of(error))
+    if isinstance(error, JobError):
+        return stopped("Something went wrong", [str(error)])
+    return stopped("Something went wrong", ["The studio failed. Please try again; the server's log says more."])
 
 
 def alerts(sentences: Iterable[str]) -> str:

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from studio.engine import ASSETS
-from studio.events import RUN, CamerasFound, Cancelled, JobError, Progress, Queued, Result
+from studio.events import RUN, CamerasFound, Progress, Queued, Result
 from studio.history import History
-from studio.inputs import BadViewsError
 from studio.job import Job, make_job
 from studio.pages import fragments
+from studio.pages.cameras import cameras_panel, write_cameras
 from studio.pages.controls import SettingControls
-from studio.pages.follow import FollowedJob, Watch, refused
+from studio.pages.examples import find_examples
+from studio.pages.follow import FollowedJob, Watch, refused, stop
 from studio.pages.html import html, live, on_act
 from studio.pages.result_view import FORMATS, ResultView
 from studio.pages.sessions import Session, Sessions
-from studio.pages.strip import cameras_panel, mask_editor, strip
+from studio.pages.strip import mask_editor, strip
 from studio.presets import PRESETS, apply_preset, measured_times
 from studio.replay import revise
 from studio.service import Service
@@ -28,8 +26,6 @@ from studio.stages import STAGES
 from trellis.errors import InputError
 from trellis.pipelines.image_files import MAX_VIEWS
 
-EXAMPLES = ASSETS / "examples"
-MAX_EXAMPLES = 4
 WORK = "reconstruct"  # this page's entry among a session's works
 
 _CAMERA_STAGES = STAGES[:2]
@@ -304,11 +300,7 @@ class ReconstructPage:
         return fragments.waiting(), *[gr.update(interactive=False)] * 3, free, gr.update(visible=False)
 
     def _stop(self, request: gr.Request) -> Any:
-        work = self._sessions.of(request.session_hash).works.get(WORK)
-        if work is None or work.ended:
-            return gr.update(interactive=False), gr.skip()
-        work.cancel()
-        return gr.update(interactive=False), fragments.stopping()
+        return stop(self._sessions.of(request.session_hash).works.get(WORK))
 
     async def _follow(self, request: gr.Request) -> AsyncIterator[Any]:
         """Yield what the status display says until the job ends."""
@@ -396,17 +388,11 @@ class ReconstructPage:
             return fragments.finished(work.outcome)
         if isinstance(work.outcome, CamerasFound):
             return fragments.said("Cameras found", work.outcome.notes)
-        return ending(work.error)
+        return fragments.ending(work.error)
 
     def _keep_cameras(self, session: Session, found: CamerasFound) -> None:
-        """Write down what the viewer needs to show cameras."""
         folder = session.folder / "cameras"
-        (folder / "views").mkdir(parents=True, exist_ok=True)
-        record = json.loads(json.dumps(found.transforms))
-        for number, (frame, view) in enumerate(zip(record["frames"], found.views, strict=True)):
-            frame["file_path"] = f"views/{number:03d}.jpg"
-            (folder / frame["file_path"]).write_bytes(view.picture)
-        (folder / "transforms.json").write_text(json.dumps(record), encoding="utf-8")
+        write_cameras(found, folder)
         if session.camera_folder is not None:
             self._sessions.shelf.remove(session.camera_folder)
         session.camera_folder = self._sessions.shelf.put(folder)
@@ -418,30 +404,3 @@ class ReconstructPage:
         left_out = [id for id in session.camera_photos if session.photos.index(id) is None]
         return cameras_panel(session.cameras, session.camera_folder, session.camera_photos, left_out)
 
-
-def ending(error: BaseException | None) -> str:
-    """Why a job ended without a result."""
-    if isinstance(error, Cancelled):
-        return fragments.stopped("Cancelled", [])
-    if isinstance(error, InputError):
-        return fragments.stopped("That did not work", sentences_of(error))
-    if isinstance(error, JobError):
-        return fragments.stopped("Something went wrong", [str(error)])
-    apology = "The studio failed. Please try again; the server's log says more."
-    return fragments.stopped("Something went wrong", [apology])
-
-
-def sentences_of(error: InputError) -> list[str]:
-    return list(error.sentences) if isinstance(error, BadViewsError) else [str(error)]
-
-
-def find_examples(folder: Path = EXAMPLES) -> list[tuple[str, list[str]]]:
-    """Up to four named sets of views: (title, files) of each subfolder with pictures in it."""
-    if not folder.is_dir():
-        return []
-    found = []
-    for sub in sorted(folder.iterdir()):
-        files = sorted(str(file) for file in sub.glob("*.png"))
-        if files:
-            found.append((sub.name.replace("-", " ").replace("_", " ").capitalize(), files))
-    return found[:MAX_EXAMPLES]

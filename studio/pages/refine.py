@@ -13,9 +13,8 @@ import gradio as gr
 from studio.events import RUN
 from studio.pages import fragments, refine_view
 from studio.pages.controls import SettingControls
-from studio.pages.follow import FollowedJob, Watch, refused
+from studio.pages.follow import FollowedJob, Watch, refused, stop
 from studio.pages.html import html, live
-from studio.pages.reconstruct import ending
 from studio.pages.sessions import Session, Sessions
 from studio.refine_events import Refined, RefineProgress
 from studio.refine_job import RefineJob, make_refine_job
@@ -163,7 +162,7 @@ class RefinePage:
             ticket = self._service.submit(job)
         except InputError as error:
             session.works[WORK] = refused(error)
-            return ending(error), gr.update(interactive=True), gr.update(interactive=False), gr.skip()
+            return fragments.ending(error), gr.update(interactive=True), gr.update(interactive=False), gr.skip()
         session.works[WORK] = FollowedRefinement(ticket.events(), ticket.cancelled, self._sessions.shelf.put(out))
         return fragments.waiting(), *busy, gr.update(visible=False)
 
@@ -174,11 +173,7 @@ class RefinePage:
         return make_refine_job(folder, settings, out, user=session.key)
 
     def _stop(self, request: gr.Request) -> Any:
-        work = self._sessions.of(request.session_hash).works.get(WORK)
-        if work is None or work.ended:
-            return gr.update(interactive=False), gr.skip()
-        work.cancel()
-        return gr.update(interactive=False), fragments.stopping()
+        return stop(self._sessions.of(request.session_hash).works.get(WORK))
 
     async def _follow(self, request: gr.Request) -> AsyncIterator[Any]:
         work = self._sessions.of(request.session_hash).works.get(WORK)
@@ -221,7 +216,7 @@ class RefinePage:
             return fragments.waiting()
         if isinstance(work, FollowedRefinement) and isinstance(work.outcome, Refined):
             return refine_view.result(work.outcome, work.key)["verdict"]
-        return ending(work.error)
+        return fragments.ending(work.error)
 
 
 def job_of_uploads(

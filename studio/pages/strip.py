@@ -1,13 +1,12 @@
-"""The strip of photographs, and the panel of their cameras, as HTML."""
+"""The strip of photographs as HTML."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from studio.events import CamerasFound
-from studio.pages.files import address, light_addresses
+from studio.pages.files import address
 from studio.pages.photos import Photo, Photos
 
 _WORDS = {"blur": "Blurred?", "crop": "Cut off", "exposure": "Exposure", "duplicate": "Near-duplicate",
@@ -42,7 +41,7 @@ def strip(photos: Photos) -> str:
 def _card(photos: Photos, photo: Photo, index: int, count: int) -> str:
     picture = "small.png" if photo.looked_at else "small.jpg"
     name = f"photo {index + 1}"
-    found = "".join(_badge(note) for note in photo.notes)
+    found = "".join(badge(note) for note in photo.notes)
     waiting = "" if photo.looked_at else '<span class="badge calm">Looking ...</span>'
     masked = '<span class="badge calm" title="Its mask was painted or given">Masked</span>' if photo.mask else ""
     return (
@@ -58,7 +57,8 @@ def _card(photos: Photos, photo: Photo, index: int, count: int) -> str:
     )
 
 
-def _badge(note: Mapping[str, Any]) -> str:
+def badge(note: Mapping[str, Any]) -> str:
+    """What may be wrong with a photograph: a word, and the sentence on demand."""
     message = escape(str(note["message"]))
     return f'<span class="badge" tabindex="0">{_WORDS.get(note["kind"], "Note")}<i>{message}</i></span>'
 
@@ -71,53 +71,3 @@ def mask_editor(photos: Photos, photo: Photo) -> str:
         f'<studio-mask data-photo="{photo.id}" photo="{address(photos.key, at + "photo.jpg", photo.version)}" '
         f'mask="{address(photos.key, at + "cut.png", photo.version)}"></studio-mask></section>'
     )
-
-
-def cameras_panel(found: CamerasFound, key: str, ids: Sequence[str], left_out: Sequence[str] = ()) -> str:
-    """The cameras around the object to come, and a card for each view.
-
-    key: of the folder on the shelf that holds transforms.json and the pictures.
-    ids: of the photographs, in the order of the views; those in `left_out` have been dropped since.
-    """
-    trusts = [view.trust for view in found.views]
-    known = "" if None in trusts else ",".join(f"{trust:.2f}" for trust in trusts)
-    registered = found.transforms.get("frame") == "gltf"
-    viewer = (
-        f'<studio-viewer id="cameras-view" cameras="{address(key, "transforms.json")}" photos="{address(key)}" '
-        f'trust="{known}" lights="{light_addresses()}" '
-        f'label="The cameras of {len(found.views)} photos around the object"></studio-viewer>'
-    )
-    cards = []
-    for number, (id, view, trust) in enumerate(zip(ids, found.views, trusts, strict=True), start=1):
-        gone = id in left_out
-        act = (
-            '<span class="badge calm">Left out</span>'
-            if gone
-            else f'<button type="button" class="link" data-act="drop" data-id="{escape(id)}">Leave out</button>'
-        )
-        notes = "".join(_badge(note) for note in view.notes)
-        cards.append(
-            f'<li class="{"gone" if gone else ""}"><img src="{address(key, f"views/{number - 1:03d}.jpg")}" '
-            f'alt="View {number}: {escape(view.name)}"><b>{number}</b>{_trust(trust)}'
-            f'<div class="badges">{notes}</div>{act}</li>'
-        )
-    where = (
-        "Each pyramid is a photo at the place it was taken from. Click one to look from there."
-        if registered
-        else "These cameras are seen from the first photo; they are not lined up with the model to come."
-    )
-    return (
-        '<section class="cameras"><div class="line"><h3>Cameras</h3>'
-        f'<span class="aside">{found.seconds:.0f} s</span></div><p class="hint">{where} '
-        f"Leave out a photo that stands in a wrong place, then press <b>Generate</b>.</p>{viewer}"
-        f'<ul class="view-cards">{"".join(cards)}</ul></section>'
-    )
-
-
-def _trust(trust: float | None) -> str:
-    if trust is None:
-        return ""
-    word, kind = ("Fits", "sure") if trust >= 0.66 else ("Doubtful", "doubt") if trust >= 0.33 else ("Wrong?", "wrong")
-    title = f"{trust:.0%} of this photo's outline is explained by the other photos (silhouette consistency)"
-    bar = f'<i style="width:{100 * trust:.0f}%"></i>'
-    return f'<span class="trust {kind}" title="{title}">{bar}{word} {trust:.0%}</span>'

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from kernel_devices import on_gpu
 from nvdiffrec_shapes import ball_views, bumpy_ball, patterned_material, photographs, ring, sky
 
 from nvdiffrec.asset import Asset, plain_material
@@ -145,7 +146,7 @@ def test_one_view_and_impossible_settings_are_refused():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@on_gpu
 def test_the_loop_comes_to_the_same_on_a_gpu():
     settings = replace(SETTINGS, steps=20, fit=FitOptions(cameras=True, exposure=True, normal_map=True))
     _, here = run(ball_views(6), start_asset(), settings)

@@ -10,7 +10,8 @@ from nvdiffrec import registration
 from nvdiffrec.asset import Asset
 from nvdiffrec.camera_fit import pose_errors, rotation_of
 from nvdiffrec.light import filter_light
-from nvdiffrec.registration import Similarity, outline_distance, register
+from nvdiffrec.registration import outline_distance, register
+from nvdiffrec.similarity import Similarity
 from nvdiffrec.views import Views
 from trellis.errors import InputError
 from trellis.renderers.cameras import Cameras

@@ -75,23 +75,32 @@ class TexturedMesh:
             temporary.write_bytes(content)
 
 
+def opaque_material(metallic: float, **textures: Image.Image):
+    """A trimesh `PBRMaterial`: opaque, one-sided, roughness 1 and `metallic`, each times its texture if there is one.
+
+    textures: by their glTF names, "baseColorTexture" and so on.
+    """
+    from trimesh.visual.material import PBRMaterial
+
+    return PBRMaterial(
+        name="surface",
+        baseColorFactor=np.array([255, 255, 255, 255], dtype=np.uint8),
+        metallicFactor=metallic,
+        roughnessFactor=1.0,
+        alphaMode="OPAQUE",
+        doubleSided=False,
+        **textures,
+    )
+
+
 def build_trimesh(mesh: TexturedMesh, scale: float = 1.0) -> trimesh.Trimesh:
     """A `trimesh.Trimesh` in the glTF frame with the texture as base colour: metallic 0, roughness 1, opaque.
 
     `scale` is in metres per object unit.
     """
     import trimesh
-    from trimesh.visual.material import PBRMaterial
 
-    material = PBRMaterial(
-        name="surface",
-        baseColorTexture=Image.fromarray(mesh.texture),
-        baseColorFactor=np.array([255, 255, 255, 255], dtype=np.uint8),
-        metallicFactor=0.0,
-        roughnessFactor=1.0,
-        alphaMode="OPAQUE",
-        doubleSided=False,
-    )
+    material = opaque_material(metallic=0.0, baseColorTexture=Image.fromarray(mesh.texture))
     # trimesh measures v upwards, as we do, and turns it over for the file (glTF measures it downwards).
     return trimesh.Trimesh(
         vertices=to_gltf_frame(mesh.vertices) * scale,
