@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from training.data.surface import SurfaceCache
 from training.data.voxels import occupancy
+from training.graphs import Batch
 from training.loop import Run, parser
 from trellis.models import SparseStructureDecoder, SparseStructureEncoder
 
@@ -42,14 +44,22 @@ def main(argv: list[str] | None = None) -> None:
     if run.device.type == "cuda":
         encoder.to(memory_format=torch.channels_last_3d)
         decoder.to(memory_format=torch.channels_last_3d)
-    for _ in run.train({"encoder": encoder, "decoder": decoder}):
+    spread = torch.ones(0)
+
+    def draw(step: int) -> Batch:
         instances = run.library.random_instances(run.batch(96), run.generator)
         samples = cache.sample(instances, run.sizes.surface_samples, run.generator)
         grid = occupancy(samples, run.sizes.resolution)
+        shape = len(grid), *[run.sizes.networks["ss_encoder"]["latent_channels"], *[run.sizes.resolution // 2] * 3]
+        return {"grid": grid, "noise": torch.randn(shape, generator=run.generator, device=run.device)}
+
+    def losses(batch: Batch) -> dict[str, Tensor]:
+        nonlocal spread
+        grid = batch["grid"]
         with run.autocast():
-            _, mean, logvar = encoder(grid, sample_posterior=True, return_raw=True)
+            _, mean, logvar = encoder(grid, sample_posterior=False, return_raw=True)
         mean, logvar = mean.float(), logvar.float()
-        z = mean + torch.randn_like(mean) * torch.exp(0.5 * logvar)
+        z = mean + batch["noise"] * torch.exp(0.5 * logvar)
         with run.autocast():
             logits = decoder(z)
         logits = logits.float()
@@ -57,14 +67,14 @@ def main(argv: list[str] | None = None) -> None:
         overlap = (probability * grid).sum((1, 2, 3, 4))
         dice = 1 - (2 * overlap + 1) / (probability.sum((1, 2, 3, 4)) + grid.sum((1, 2, 3, 4)) + 1)
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-        bce = F.binary_cross_entropy_with_logits(logits, grid, pos_weight=torch.tensor(2.0, device=run.device))
-        run.update({"bce": 4 * bce, "dice": dice.mean(), "kl": KL_WEIGHT * kl})
-        if run.step % 200 == 0:
-            hit = logits > 0
-            union = (hit | (grid > 0)).sum((1, 2, 3, 4)).clamp(min=1)
-            iou = (hit & (grid > 0)).sum((1, 2, 3, 4)) / union
-            print(f"[structure_vae] IoU {iou.median():.3f} latent std {mean.std():.3f}", flush=True)
+        bce = F.binary_cross_entropy_with_logits(logits, grid, pos_weight=torch.full_like(logits[:1], 2.0))
+        hit = logits > 0
+        union = (hit | (grid > 0)).sum((1, 2, 3, 4)).clamp(min=1)
+        run.watch("IoU", ((hit & (grid > 0)).sum((1, 2, 3, 4)) / union).median())
         spread = mean.detach().std((0, 2, 3, 4))
+        return {"bce": 4 * bce, "dice": dice.mean(), "kl": KL_WEIGHT * kl}
+
+    run.train({"encoder": encoder, "decoder": decoder}, draw, losses)
     unit_latent(run.average, spread)
     run.export()
 
