@@ -77,7 +77,7 @@ def latent_statistics(run: Run, cache: SurfaceCache, encoder: SLatEncoder, round
     """Mean and deviation of each latent channel over training objects, for `slat_normalization`."""
     latents = []
     for _ in range(rounds):
-        instances = run.library.random_instances(run.batch(12), run.generator)
+        instances = run.library.random_instances(run.batch(8), run.generator)
         samples = cache.sample(instances, run.sizes.surface_samples, run.generator)
         voxels = voxelise(samples, run.sizes.resolution)
         with run.autocast():

@@ -22,6 +22,7 @@ from training.assemble import EXTRA, PARTS
 from training.data.objects import ObjectLibrary
 from training.graphs import Batch, GraphedStep, drawn_ahead
 from training.settings import Sizes, sizes
+from trellis import backends
 from trellis.modules.norm import ChannelLayerNorm32
 from trellis.pipelines.quantisation import dequantise
 
@@ -56,6 +57,8 @@ class Run:
         torch.set_float32_matmul_precision("high")
         # cuDNN's attention plans anew for every length, which takes longer than the attention itself.
         torch.backends.cuda.enable_cudnn_sdp(False)
+        if self.device.type == "cuda":
+            backends.choose(self.device, norms="compiled")
         self.generator = torch.Generator(device=self.device).manual_seed(args.seed + 1)
         self.library = ObjectLibrary(args.data, self.device, limit=args.objects)
         self.networks = nn.ModuleDict()
@@ -268,10 +271,11 @@ def _half(value: Tensor) -> Tensor:
 
 def compile_blocks(module: nn.Module) -> None:
     """Compile each dense transformer block on its own (equal blocks and equal shapes share one compilation), and the
-    channel norms."""
-    for child in module.modules():
-        if type(child).__name__.endswith("Block") and hasattr(child, "mlp"):
-            child.compile(dynamic=False)
+    channel norms. Blocks that attend across views meet one shape for each number of views and are compiled for any; the
+    conditioner's, which are small, meet too many."""
+    for name, child in module.named_modules():
+        if type(child).__name__.endswith("Block") and hasattr(child, "mlp") and "cond_blocks" not in name:
+            child.compile(dynamic="global_blocks" in name)
     compile_norms(module)
 
 

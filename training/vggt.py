@@ -22,9 +22,9 @@ from trellis.models import VGGT
 
 ITERATION_DECAY = 0.6  # VGGT (Wang et al. 2025) weighs later refinements of the camera more
 CONFIDENCE_WEIGHT = 0.1
-IMAGES = 416  # views of a step, whatever the number of views of a scene
+IMAGES = 288  # views of a step, whatever the number of views of a scene
 DENSE_SHARE = 8  # one view in so many goes through the dense head, the dearest part of a step
-STRUCTURE_SCENES = 48  # of a step, for the structure flow
+STRUCTURE_SCENES = 32  # of a step, for the structure flow
 
 
 def quaternion_to_matrix(q: Tensor) -> Tensor:
