@@ -25,6 +25,7 @@ from trellis.renderers.cameras import Cameras
 
 _OVERSAMPLING = 2
 _SPECULAR, _SHININESS = 0.15, 30.0
+_BLOCK = 32_768  # pixels that are lit at a time: each meets every texel of the environment
 
 
 def load_object(file: Path, texture_size: int = 512) -> tuple[Asset, Tensor]:
@@ -39,18 +40,22 @@ def load_object(file: Path, texture_size: int = 512) -> tuple[Asset, Tensor]:
     return asset, srgb_to_linear(torch.from_numpy(texture.astype(np.float32) / 255).permute(2, 0, 1))
 
 
-def photograph(asset: Asset, texture: Tensor, environment_file: Path, cameras: Cameras) -> Views:
-    """What the cameras see under an environment, of mean radiance about 0.6, so that little is clipped."""
+def photograph(
+    asset: Asset, texture: Tensor, environment_file: Path, cameras: Cameras, device: str = "cpu"
+) -> Views:
+    """What the cameras see under an environment, of mean radiance about 0.6, so that little is clipped. The pictures
+    are made on `device` and returned on the CPU."""
     environment = environment_from_hdr(read_hdr(environment_file), (32, 64))
     angles, directions = solid_angles(32, 64), texel_directions(32, 64)
     radiance = (environment.reshape(3, -1) * angles).clamp(max=2.0)
     radiance = radiance / radiance.sum(1).mean() * 0.6 * 4 * np.pi
+    asset, texture, radiance, directions = (part.to(device) for part in (asset, texture, radiance, directions))
     images, masks = [], []
     for index in range(len(cameras)):
         height, width = cameras.height_width(index)
-        big = cameras[index].scaled(height * _OVERSAMPLING, width * _OVERSAMPLING)
+        big = cameras[index].scaled(height * _OVERSAMPLING, width * _OVERSAMPLING).to(device)
         image = _shade(asset, texture, radiance, directions, big)
-        small = interpolate(image.permute(2, 0, 1)[None], (height, width), mode="area")[0]
+        small = interpolate(image.permute(2, 0, 1)[None], (height, width), mode="area")[0].cpu()
         coverage = small[3:].clamp(0, 1)
         images.append(linear_to_srgb(small[:3] / coverage.clamp(min=1e-4)).clamp(0, 1) * (coverage > 0))
         masks.append(coverage)
@@ -72,13 +77,18 @@ def _shade(asset: Asset, texture: Tensor, radiance: Tensor, directions: Tensor, 
     grid = torch.stack([2 * u - 1, 1 - 2 * v], dim=1).view(1, 1, -1, 2)
     base = grid_sample(texture[None], grid, align_corners=False, padding_mode="border").view(3, -1).T
     reflected = 2 * (normal * view).sum(1, keepdim=True) * normal - view
+    blocks = zip(base.split(_BLOCK), normal.split(_BLOCK), reflected.split(_BLOCK), strict=True)
+    color = torch.cat([_lit(*block, radiance, directions) for block in blocks])
+    image = color.new_zeros(raster.mask.numel(), 4)
+    image[seen] = torch.cat([color, color.new_ones(len(color), 1)], dim=1)
+    return image.view(*raster.mask.shape, 4)
+
+
+def _lit(base: Tensor, normal: Tensor, reflected: Tensor, radiance: Tensor, directions: Tensor) -> Tensor:
+    """Light [P, 3] from points of a base colour, by every texel of the environment."""
     diffuse = (normal @ directions.T).clamp(min=0) @ radiance.T / np.pi
     lobe = (reflected @ directions.T).clamp(min=0) ** _SHININESS
-    glossy = lobe @ radiance.T * ((_SHININESS + 1) / (2 * np.pi))
-    color = base * diffuse + _SPECULAR * 0.2 * glossy
-    image = torch.zeros(raster.mask.numel(), 4)
-    image[seen] = torch.cat([color, torch.ones(len(color), 1)], dim=1)
-    return image.view(*raster.mask.shape, 4)
+    return base * diffuse + _SPECULAR * 0.2 * (lobe @ radiance.T * ((_SHININESS + 1) / (2 * np.pi)))
 
 
 def _densify(vertices: np.ndarray, faces: np.ndarray, longest: float) -> tuple[np.ndarray, np.ndarray]:

@@ -7,6 +7,8 @@ twice, so noise in the gradient moves nothing and silhouettes drag their surroun
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import scipy.sparse as sparse
 import torch
@@ -17,6 +19,7 @@ from torch.nn.functional import normalize
 from trellis.errors import InputError
 
 MAX_FACES = 60_000  # factorising more takes longer than it improves; meshes are simplified first
+_DENSE_VERTICES = 8192  # up to which a GPU keeps the inverse itself: half a gigabyte, one product for each solve
 
 
 class LargeSteps:
@@ -26,22 +29,25 @@ class LargeSteps:
         faces: [F, 3] int64.
         num_vertices: V.
         smoothness: lambda; 0 makes it the identity.
+        dense: multiply by the inverse on the device of `faces` instead of solving with sparse factors on the CPU, which
+            a GPU would have to wait for. None does so on a GPU, for meshes that are not too large.
 
     Raises:
         InputError: more than `MAX_FACES` faces.
     """
 
-    def __init__(self, faces: Tensor, num_vertices: int, smoothness: float = 19.0) -> None:
+    def __init__(
+        self, faces: Tensor, num_vertices: int, smoothness: float = 19.0, dense: bool | None = None
+    ) -> None:
         if len(faces) > MAX_FACES:
             raise InputError(
                 f"The mesh has {len(faces)} faces, more than the {MAX_FACES} that can be refined; simplify it first."
             )
         laplacian = uniform_laplacian(faces, num_vertices)
         self.matrix = (sparse.identity(num_vertices, format="csc") + smoothness * laplacian).tocsc()
-        # Symmetric positive definite: no pivoting, and an ordering for symmetric patterns.
-        self._factors = splu(
-            self.matrix, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True}
-        )
+        if dense is None:
+            dense = faces.device.type != "cpu" and num_vertices <= _DENSE_VERTICES
+        self._solve = _dense_solver(self.matrix, faces.device) if dense else _sparse_solver(self.matrix)
 
     def to_parameter(self, vertices: Tensor) -> Tensor:
         """u [V, 3] of vertices [V, 3]."""
@@ -50,23 +56,31 @@ class LargeSteps:
 
     def to_vertices(self, parameter: Tensor) -> Tensor:
         """Vertices [V, 3] of u [V, 3]; differentiable (the matrix is symmetric, so the gradient is solved alike)."""
-        return _Solve.apply(parameter, self._factors)
+        return _Solve.apply(parameter, self._solve)
 
 
 class _Solve(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, right: Tensor, factors) -> Tensor:
-        ctx.factors = factors
-        return _solved(factors, right)
+    def forward(ctx, right: Tensor, solve: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.solve = solve
+        return solve(right)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
-        return _solved(ctx.factors, grad), None
+        return ctx.solve(grad), None
 
 
-def _solved(factors, right: Tensor) -> Tensor:
-    return torch.from_numpy(factors.solve(right.detach().cpu().double().numpy())).to(right)
+def _sparse_solver(matrix: sparse.csc_matrix) -> Callable[[Tensor], Tensor]:
+    # Symmetric positive definite: no pivoting, and an ordering for symmetric patterns.
+    factors = splu(matrix, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True})
+    return lambda right: torch.from_numpy(factors.solve(right.detach().cpu().double().numpy())).to(right)
+
+
+def _dense_solver(matrix: sparse.csc_matrix, device: torch.device) -> Callable[[Tensor], Tensor]:
+    factor = torch.linalg.cholesky(torch.from_numpy(matrix.toarray()).to(device))
+    inverse = torch.cholesky_inverse(factor)
+    return lambda right: (inverse @ right.detach().double()).to(right)
 
 
 class UniformAdam:

@@ -69,7 +69,7 @@ def filter_light(environment: Tensor) -> FilteredLight:
         height, width = LOADED_SIZE
     flat = environment.reshape(3, -1)
     if height <= FITTED_SIZE[0]:
-        matrices = _kept_filters(height, width).to(flat)
+        matrices = _kept_filters(height, width, flat.device).to(flat)
         filtered = torch.einsum("lij,cj->cli", matrices, flat)
     else:
         parts = [(rows.to(flat) @ flat.T) for rows in _filter_blocks(height, width)]
@@ -106,11 +106,12 @@ def _reduced(environment: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 @lru_cache(maxsize=4)
-def _kept_filters(height: int, width: int) -> Tensor:
+def _kept_filters(height: int, width: int, device: torch.device) -> Tensor:
     """[L + 1, HW, HW]: the specular levels, then the diffuse one; every row adds up to one."""
     blocks = list(_filter_blocks(height, width))
     per_level = math.ceil(height * width / _BLOCK)
-    return torch.stack([torch.cat(blocks[i : i + per_level]) for i in range(0, len(blocks), per_level)])
+    levels = [torch.cat(blocks[i : i + per_level]) for i in range(0, len(blocks), per_level)]
+    return torch.stack(levels).to(device)
 
 
 def _filter_blocks(height: int, width: int):

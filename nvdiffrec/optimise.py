@@ -33,7 +33,7 @@ _STATE_FORMAT = "nvdiffrec-state-1"
 class RefineSettings:
     """steps: one view each. resolution: longest image side; the first `coarse` part of the steps sees half of it.
     evaluate_every: steps between scores, previews and saved states. seed: of the order of the views. device: where the
-    loop runs; on a GPU the renderer takes that GPU's backend, and only the vertices' linear solves stay on the CPU."""
+    loop runs; on a GPU the renderer takes that GPU's backend."""
 
     steps: int = 400
     resolution: int = 256

@@ -165,7 +165,7 @@ def vertex_normals(vertices: Tensor, faces: Tensor) -> Tensor:
 
 def reflectance(facing: Tensor, roughness: Tensor) -> Tensor:
     """Scale and bias of F0 in the integral of the GGX lobe (Karis 2013), [P, 2], from a table; differentiable."""
-    table = _reflectance_table().to(facing)
+    table = _reflectance_table(facing.device).to(facing)
     edge = _TABLE_SIZE - 1
     grid = torch.stack([facing * _TABLE_SIZE - 0.5, roughness * _TABLE_SIZE - 0.5], dim=1) * 2 / edge - 1
     return grid_sample(
@@ -173,8 +173,8 @@ def reflectance(facing: Tensor, roughness: Tensor) -> Tensor:
     ).view(2, -1).T
 
 
-@lru_cache(maxsize=1)
-def _reflectance_table() -> Tensor:
+@lru_cache(maxsize=4)
+def _reflectance_table(device: torch.device) -> Tensor:
     """[2, roughness, n.v]: importance-sampled with the Hammersley points; Smith's G with k = alpha / 2."""
     n = _TABLE_SIZE
     facing = ((torch.arange(n, dtype=torch.float64) + 0.5) / n)[None, :, None]
@@ -192,7 +192,7 @@ def _reflectance_table() -> Tensor:
     visibility = n_l / (n_l * (1 - k) + k) * facing / (facing * (1 - k) + k)
     weight = visibility * v_h / (cos_h * facing).clamp(min=1e-9)
     fresnel = (1 - v_h) ** 5
-    return torch.stack([(weight * (1 - fresnel)).mean(-1), (weight * fresnel).mean(-1)]).float()
+    return torch.stack([(weight * (1 - fresnel)).mean(-1), (weight * fresnel).mean(-1)]).float().to(device)
 
 
 def _tangent_to_world(local: Tensor, normal: Tensor, geometry: TexturedGeometry, face_ids: Tensor) -> Tensor:

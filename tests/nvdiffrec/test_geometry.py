@@ -20,9 +20,13 @@ def test_the_preconditioned_parameter_gives_the_vertices_back():
     torch.testing.assert_close(again, geometry.vertices, atol=1e-6, rtol=0)
 
 
-def test_its_gradient_is_exact():
+@pytest.mark.parametrize("dense", [False, True])
+def test_its_gradient_is_exact(dense):
     geometry = bumpy_ball(1)
-    steps = LargeSteps(geometry.faces, len(geometry.vertices), 7.0)
+    steps = LargeSteps(geometry.faces, len(geometry.vertices), 7.0, dense)
+    torch.testing.assert_close(
+        steps.to_vertices(steps.to_parameter(geometry.vertices)), geometry.vertices, atol=1e-6, rtol=0
+    )
     parameter = steps.to_parameter(geometry.vertices.double()).requires_grad_()
     assert torch.autograd.gradcheck(lambda u: steps.to_vertices(u).sin(), (parameter,))
 
