@@ -1,6 +1,6 @@
 """Structured-latent conditioner and flow transformer: noise on active voxels to latents, under the views' tokens.
 
-    python -m training.latent_flow --data objects.safetensors --out runs --minutes 12 --compile
+    python -m training.latent_flow --data objects.safetensors --out runs --minutes 12
 """
 
 from __future__ import annotations

@@ -22,8 +22,6 @@ from training.assemble import EXTRA, PARTS
 from training.data.objects import ObjectLibrary
 from training.graphs import Batch, GraphedStep, drawn_ahead
 from training.settings import Sizes, sizes
-from trellis import backends
-from trellis.modules.norm import ChannelLayerNorm32
 from trellis.pipelines.quantisation import dequantise
 
 
@@ -38,7 +36,6 @@ def parser(description: str, minutes: float, learning_rate: float) -> argparse.A
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     p.add_argument("--init", type=Path, help="folder of runs, or an assembled checkpoint, whose weights to start from")
-    p.add_argument("--compile", action="store_true", help="torch.compile the transformer blocks")
     p.add_argument("--tiny", action="store_true", help="shrunken networks and data, for a test on a CPU")
     p.add_argument("--batch-scale", type=float, help="multiply every batch size, for smaller or larger devices")
     p.add_argument("--objects", type=int, help="use only the first so many objects")
@@ -57,8 +54,6 @@ class Run:
         torch.set_float32_matmul_precision("high")
         # cuDNN's attention plans anew for every length, which takes longer than the attention itself.
         torch.backends.cuda.enable_cudnn_sdp(False)
-        if self.device.type == "cuda":
-            backends.choose(self.device, norms="compiled")
         self.generator = torch.Generator(device=self.device).manual_seed(args.seed + 1)
         self.library = ObjectLibrary(args.data, self.device, limit=args.objects)
         self.networks = nn.ModuleDict()
@@ -111,8 +106,6 @@ class Run:
         self._resume()
         if not self.average:
             self.average = {k: v.detach().clone() for k, v in self.networks.state_dict().items()}
-        if self.args.compile:
-            compile_blocks(self.networks)
 
         def step(batch: Batch) -> Tensor:
             self.watched: dict[str, Tensor] = {}
@@ -241,8 +234,6 @@ class Run:
     def frozen(self, run: str, network: str, module: nn.Module) -> nn.Module:
         """Load the averaged weights of another script's network and freeze it."""
         module.load_state_dict(load_file(self.weights_of(run, network)))
-        if self.args.compile:
-            compile_norms(module)  # the blocks would be compiled for every number of views, to little gain
         return module.to(self.device).eval().requires_grad_(False)
 
 
@@ -267,23 +258,3 @@ def _fitted(value: Tensor, wanted: Tensor) -> Tensor:
 def _half(value: Tensor) -> Tensor:
     value = value.detach().cpu().contiguous()
     return value.half() if value.is_floating_point() else value
-
-
-def compile_blocks(module: nn.Module) -> None:
-    """Compile each dense transformer block on its own (equal blocks and equal shapes share one compilation), and the
-    channel norms. Blocks that attend across views meet one shape for each number of views and are compiled for any; the
-    conditioner's, which are small, meet too many."""
-    for name, child in module.named_modules():
-        if type(child).__name__.endswith("Block") and hasattr(child, "mlp") and "cond_blocks" not in name:
-            child.compile(dynamic="global_blocks" in name)
-    compile_norms(module)
-
-
-def compile_norms(module: nn.Module) -> None:
-    """Compile the channel norms, whose stock kernel spends a thread block on every voxel."""
-    import torch._dynamo
-
-    torch._dynamo.config.cache_size_limit = 64
-    for child in module.modules():
-        if isinstance(child, ChannelLayerNorm32):
-            child.compile(dynamic=False)

@@ -141,7 +141,7 @@ def sizes(tiny: bool = False) -> Sizes:
     """`MINI`, or the same networks shrunk to a few thousand weights at 56 px and 8^3 voxels."""
     networks = copy.deepcopy(MINI)
     if not tiny:
-        return Sizes(networks, 168, RESOLUTION, 65536, 40, 288, 1.0)
+        return Sizes(networks, 168, RESOLUTION, 49152, 28, 256, 1.0)
     levels = [0, 0, 1, 1]
     networks["vggt"].update(
         img_size=56, embed_dim=32, depth=2, num_heads=2, patch_embed={"depth": 1, "num_heads": 2},

@@ -1,6 +1,6 @@
 """Structure conditioner and flow transformer: noise to the 16^3 x 8 structure latent, under the tokens of all views.
 
-    python -m training.structure_flow --data objects.safetensors --out runs --minutes 12 --compile
+    python -m training.structure_flow --data objects.safetensors --out runs --minutes 12
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from torch import Tensor
 
 from training.conditions import FrozenEncoders, ReadOut, count_parameters, drop_mask, noised, sample_times
 from training.data.objects import Instances
-from training.data.surface import SurfaceCache
 from training.data.voxels import occupancy
 from training.graphs import Batch
 from training.loop import Run, parser
+from training.structure_vae import structure_surfaces
 from trellis.models import ModulatedMultiViewCond, SparseStructureEncoder, SparseStructureFlowModel
 
 DRAWS = 3  # times and noises for each rendered scene: rendering and reading views costs more than the flow itself
@@ -36,7 +36,7 @@ class StructureTask:
         sizes = run.sizes
         structure = SparseStructureEncoder(**sizes.networks["ss_encoder"])
         self.encoder = run.frozen("structure_vae", "encoder", structure)
-        self.cache = SurfaceCache(run.library, sizes.surface_samples, sizes.surface_views, sizes.surface_depth_size)
+        self.cache = structure_surfaces(run)
         self.cond = ModulatedMultiViewCond(**sizes.networks["ss_cond"])
         self.flow = SparseStructureFlowModel(**sizes.networks["ss_flow"])
         self.side = self.flow.resolution // self.flow.patch_size  # tokens along an edge
@@ -47,7 +47,7 @@ class StructureTask:
     def draw(self, instances: Instances, draws: int) -> Batch:
         """Noisy latents of each instance at `draws` times, what is to be predicted of them, and who sees the views."""
         run, count = self.run, draws * len(instances.objects)
-        samples = self.cache.sample(instances, run.sizes.surface_samples, run.generator)
+        samples = self.cache.sample(instances, self.cache.count, run.generator)
         grid = occupancy(samples, run.sizes.resolution)
         with run.autocast():
             data = self.encoder(grid).float().repeat(draws, 1, 1, 1, 1)

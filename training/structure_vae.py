@@ -1,6 +1,6 @@
 """Sparse-structure autoencoder: 32^3 occupancy to a 16^3 x 8 latent and back.
 
-    python -m training.structure_vae --data objects.safetensors --out runs --minutes 1.5 --compile
+    python -m training.structure_vae --data objects.safetensors --out runs --minutes 1.5
 """
 
 from __future__ import annotations
@@ -16,6 +16,14 @@ from training.loop import Run, parser
 from trellis.models import SparseStructureDecoder, SparseStructureEncoder
 
 KL_WEIGHT = 1e-3
+
+
+def structure_surfaces(run: Run) -> SurfaceCache:
+    """Surface samples for occupancy alone, which asks for fewer than what goes on inside the voxels."""
+    sizes = run.sizes
+    return SurfaceCache(
+        run.library, sizes.surface_samples // 2, sizes.surface_views // 2, sizes.surface_depth_size * 3 // 4
+    )
 
 
 def unit_latent(weights: dict[str, torch.Tensor], std: torch.Tensor) -> None:
@@ -36,9 +44,7 @@ def unit_latent(weights: dict[str, torch.Tensor], std: torch.Tensor) -> None:
 def main(argv: list[str] | None = None) -> None:
     args = parser(__doc__, minutes=1.5, learning_rate=2e-3).parse_args(argv)
     run = Run("structure_vae", args)
-    cache = SurfaceCache(
-        run.library, run.sizes.surface_samples, run.sizes.surface_views, run.sizes.surface_depth_size
-    )
+    cache = structure_surfaces(run)
     encoder = SparseStructureEncoder(**run.sizes.networks["ss_encoder"])
     decoder = SparseStructureDecoder(**run.sizes.networks["ss_decoder"])
     if run.device.type == "cuda":
@@ -48,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
 
     def draw(step: int) -> Batch:
         instances = run.library.random_instances(run.batch(96), run.generator)
-        samples = cache.sample(instances, run.sizes.surface_samples, run.generator)
+        samples = cache.sample(instances, cache.count, run.generator)
         grid = occupancy(samples, run.sizes.resolution)
         shape = len(grid), *[run.sizes.networks["ss_encoder"]["latent_channels"], *[run.sizes.resolution // 2] * 3]
         return {"grid": grid, "noise": torch.randn(shape, generator=run.generator, device=run.device)}

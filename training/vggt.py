@@ -1,6 +1,6 @@
 """VGGT: cameras in the canonical object frame and a point map, from 1 to 8 views.
 
-    python -m training.vggt --data objects.safetensors --out runs --minutes 12 --compile
+    python -m training.vggt --data objects.safetensors --out runs --minutes 12
 
 The structure flow is trained along with it, on a part of the scenes, so that the tokens also learn to say what the flow
 asks of them; `training.structure_flow --init RUNS` then goes on with VGGT as it is.

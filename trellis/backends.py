@@ -59,7 +59,6 @@ NEEDS: dict[str, tuple[Candidate, ...]] = {
     "norms": (
         Candidate("triton", "trellis.modules.norms_triton", ("cuda",), "Apache-2.0", "triton"),
         Candidate("torch", "trellis.modules.norms_torch", ("cpu", "cuda"), "BSD-3-Clause"),
-        Candidate("compiled", "trellis.modules.norms_compiled", ("cpu", "cuda"), "BSD-3-Clause"),
     ),
     "gaussian_splatting": (
         Candidate("gsplat", "trellis.renderers.gaussian_gsplat", ("cuda",), "Apache-2.0", "gsplat"),

@@ -43,7 +43,7 @@ class SurfaceCache:
     ):
         device = library.device
         generator = torch.Generator(device=device).manual_seed(seed)
-        self.size = size
+        self.size, self.count = size, samples
         self.rotations = look_at(
             directions(views, device) * FAR, torch.zeros(views, 3, device=device), torch.zeros(views, device=device)
         )

@@ -37,12 +37,13 @@ class GroupNorm32(nn.GroupNorm):
         return F.group_norm(x.float(), self.num_groups, weight, bias, self.eps).to(x.dtype)
 
 
-class ChannelLayerNorm32(LayerNorm32):
+class ChannelLayerNorm32(nn.LayerNorm):
     """Layer norm over the channels of `[B, C, ...]`: every position is normalised on its own."""
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, C, ...] -> [B, C, ...]`, dtype kept. The result is a view in channels-last order."""
-        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+        norm = backends.of("norms", x.device).row_norm
+        return norm(x.movedim(1, -1), self.weight, self.bias, self.eps).movedim(-1, 1)
 
 
 class MultiHeadRMSNorm(nn.Module):
