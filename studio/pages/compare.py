@@ -6,6 +6,7 @@ import json
 import shutil
 import threading
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -14,6 +15,7 @@ from studio.compare import Cell, sweep
 from studio.costs import best_bargain, full_seconds
 from studio.events import MESH, RUN, VIDEO, Progress, Result
 from studio.groups import run_group
+from studio.history import History
 from studio.pages import fragments, sheet
 from studio.pages.files import address
 from studio.pages.follow import Followed, Watch, refused, stop
@@ -63,6 +65,7 @@ class FollowedSweep(Followed):
     ) -> None:
         self.axes, self.cells, self.keys = tuple(axes), list(cells), list(keys)
         self.states: list[Any] = [None] * len(cells)
+        self._engine = service.engine
         cancelled = threading.Event()
         super().__init__(run_group(service, [cell.job for cell in cells], cancelled), cancelled)
 
@@ -81,7 +84,8 @@ class FollowedSweep(Followed):
             for index, (cell, state) in enumerate(zip(self.cells, self.states, strict=True))
             if isinstance(state, Result) and (cell.job.out_dir / RUN).is_file()
         }
-        times = dict(zip(records, full_seconds(list(records.values())), strict=True))
+        expected = partial(History().expected, self._engine)
+        times = dict(zip(records, full_seconds(list(records.values()), expected), strict=True))
         scores = {index: _psnr(record) for index, record in records.items()}
         order = list(records)
         best = best_bargain([scores[k] for k in order], [times[k] for k in order]) if len(order) > 1 else None

@@ -23,6 +23,7 @@ import { toolbar } from './toolbar.js';
 const FIELD_OF_VIEW = 35; // degrees, vertical
 const ENVIRONMENTS = new Map(); // decoded once for all viewers of the page
 const RADIANCE = 0.75; // mean brightness that every environment is brought to
+const AHEAD = '2000px'; // below the fold of a page a model is opened all the same
 const TURN = 0.12; // radians a key press turns the model by
 
 export class Viewer extends HTMLElement {
@@ -35,6 +36,16 @@ export class Viewer extends HTMLElement {
     this.canvas.setAttribute('aria-label',
       `${this.getAttribute('label') || '3D model'}. Arrow keys turn it, plus and minus zoom.`);
     this.append(this.canvas);
+    // One in a tab that nobody has opened yet takes neither graphics memory nor time.
+    this.sight = new IntersectionObserver((entries) => {
+      if (!entries.some((entry) => entry.isIntersecting)) return;
+      this.sight.disconnect();
+      this.begin();
+    }, { rootMargin: AHEAD });
+    this.sight.observe(this);
+  }
+
+  begin() {
     try {
       this.renderer = new WebGLRenderer({ canvas: this.canvas, antialias: true, alpha: true });
     } catch {
@@ -57,7 +68,9 @@ export class Viewer extends HTMLElement {
   disconnectedCallback() {
     // Gradio may move an element; only one that stays away gives its graphics memory back.
     queueMicrotask(() => {
-      if (this.isConnected || !this.renderer) return;
+      if (this.isConnected) return;
+      this.sight.disconnect();
+      if (!this.renderer) return;
       this.observer.disconnect();
       this.controls.dispose();
       this.renderer.dispose();
