@@ -10,11 +10,15 @@ import secrets
 import threading
 from pathlib import Path
 
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from studio.engine import ASSETS
+from trellis.errors import InputError
+
+COLMAP = "colmap.zip"  # not a file, but made of a folder's cameras and views whenever it is asked for
 
 _VIEWER = ASSETS / "viewer" / "studio.js"
 _LIGHTS = ASSETS / "hdri"
@@ -30,6 +34,7 @@ _SAFE = {
     "Content-Security-Policy": "sandbox",
     "Cache-Control": "private, no-cache",
 }
+_GONE = "There is no such file, or it has been removed."
 
 
 class Shelf:
@@ -94,9 +99,22 @@ def routes(shelf: Shelf) -> list[Route]:
         return PlainTextResponse("There is no such file.", 404)
 
     async def shelved(request: Request) -> Response:
-        file = shelf.file(request.path_params["key"], request.path_params["path"])
+        key, path = request.path_params["key"], request.path_params["path"]
+        folder = shelf.find(key)
+        if folder is not None and path == COLMAP:
+            return await run_in_threadpool(_colmap, folder)
+        file = shelf.file(key, path)
         if file is None:
-            return PlainTextResponse("There is no such file, or it has been removed.", 404)
+            return PlainTextResponse(_GONE, 404)
         return FileResponse(file, media_type=_TYPES[file.suffix.lower()], headers=_SAFE)
 
     return [Route("/studio-assets/{name}", asset), Route("/studio-files/{key}/{path:path}", shelved)]
+
+
+def _colmap(folder: Path) -> Response:
+    from studio.colmap import colmap_project  # brings torch
+
+    try:
+        return Response(colmap_project(folder), media_type=_TYPES[".zip"], headers=_SAFE)
+    except (InputError, OSError):
+        return PlainTextResponse(_GONE, 404)

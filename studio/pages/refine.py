@@ -107,7 +107,7 @@ class RefinePage:
             with gr.Tab("What is fitted"):
                 self.controls.add("geometry", "material", "light", "normal_map")
             with gr.Tab("Photos"):
-                self.controls.add("resolution", "registration", "correct_exposure", "turntable")
+                self.controls.add("resolution", "registration", "correct_cameras", "correct_exposure", "turntable")
             with gr.Tab("Files"):
                 self.controls.add("texture_size", "video_frames", "video_size", "seed")
 

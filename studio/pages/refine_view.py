@@ -7,7 +7,8 @@ from html import escape
 from pathlib import Path
 
 from studio.pages import fragments
-from studio.pages.files import address, light_addresses
+from studio.pages.files import COLMAP, address, light_addresses
+from studio.pages.result_view import colmap_row
 from studio.refine_events import Refined, RefinedView, RefineProgress
 from studio.refine_stages import STAGES
 
@@ -87,6 +88,8 @@ def result(refined: Refined, key: str) -> dict[str, str]:
                 f'<li><a id="refined-{id}" href="{at(file)}" download="{name}">{title}</a>'
                 f"<span>{fragments.size(file.stat().st_size)}</span><p>{what}</p></li>"
             )
+        if id == "transforms" and file.is_file():
+            rows.append(colmap_row("refined", at(refined.folder / COLMAP)))
     wall = f'<studio-wall class="lights">{lights}</studio-wall>'
     return {
         "verdict": _verdict(refined),

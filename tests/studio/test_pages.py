@@ -57,6 +57,17 @@ def test_controls_show_the_defaults_and_read_back_what_they_show():
     assert controls.settings(values) == defaults
 
 
+def test_a_switch_that_may_be_left_open_shows_that():
+    with gr.Blocks():
+        controls = SettingControls(RefineSettings())
+        controls.add("correct_cameras", "steps")
+    switch, steps = controls.components
+    assert [label for label, _ in switch.choices] == ["Automatic", "Yes", "No"] and switch.value == "Automatic"
+    for word, meant in (("Automatic", None), ("Yes", True), ("No", False)):
+        settings = controls.settings([word, steps.value])
+        assert settings.correct_cameras is meant and controls.values_of(settings) == [word, steps.value]
+
+
 def test_sliders_take_their_range_from_the_settings():
     with gr.Blocks():
         controls = SettingControls(make_settings({}))

@@ -9,20 +9,17 @@
 // Everything is in the glTF frame (y up). The element draws only when something changes. Its attribute data-state is
 // "loading", "ready" or "failed".
 import {
-  AmbientLight, Box3, BoxGeometry, DataUtils, EdgesGeometry, EquirectangularReflectionMapping,
-  GridHelper, Group, LineBasicMaterial, LineSegments, MeshBasicMaterial, PerspectiveCamera, PMREMGenerator, Raycaster,
-  Scene, Sphere, Spherical, Vector2, Vector3, WebGLRenderer,
+  AmbientLight, Box3, BoxGeometry, EdgesGeometry, GridHelper, Group, LineBasicMaterial, LineSegments, MeshBasicMaterial,
+  PerspectiveCamera, PMREMGenerator, Raycaster, Scene, Sphere, Spherical, Vector2, Vector3, WebGLRenderer,
 } from 'three';
 import { OrbitControls } from 'three/addons/controls/OrbitControls.js';
 import { GLTFLoader } from 'three/addons/loaders/GLTFLoader.js';
-import { HDRLoader } from 'three/addons/loaders/HDRLoader.js';
+import { environment } from './environments.js';
 import { frusta } from './frusta.js';
 import { Splats, readSplats } from './splats.js';
 import { toolbar } from './toolbar.js';
 
 const FIELD_OF_VIEW = 35; // degrees, vertical
-const ENVIRONMENTS = new Map(); // decoded once for all viewers of the page
-const RADIANCE = 0.75; // mean brightness that every environment is brought to
 const AHEAD = '2000px'; // below the fold of a page a model is opened all the same
 const TURN = 0.12; // radians a key press turns the model by
 
@@ -107,7 +104,7 @@ export class Viewer extends HTMLElement {
     this.append(toolbar(this));
     this.show(mesh ? 'surface' : 'splats');
     this.home();
-    await this.light(0);
+    if (mesh) await this.light(0);
     this.resize();
     this.dataset.state = 'ready';
   }
@@ -141,16 +138,14 @@ export class Viewer extends HTMLElement {
       return;
     }
     const [name, address] = this.lights[index];
-    if (!ENVIRONMENTS.has(address)) ENVIRONMENTS.set(address, new HDRLoader().loadAsync(address));
-    const picture = await ENVIRONMENTS.get(address);
-    picture.mapping = EquirectangularReflectionMapping;
+    const { picture, intensity } = await environment(address);
     const generator = new PMREMGenerator(this.renderer);
     const target = generator.fromEquirectangular(picture);
     generator.dispose();
     this.environment?.dispose();
     this.environment = target;
     this.scene.environment = target.texture;
-    this.scene.environmentIntensity = RADIANCE / meanRadiance(picture);
+    this.scene.environmentIntensity = intensity;
     this.dataset.light = name;
     this.draw();
   }
@@ -257,15 +252,6 @@ export class Viewer extends HTMLElement {
     note.addEventListener('click', () => note.remove());
     this.append(note);
   }
-}
-
-/** Mean over the picture; its rows are weighted alike, which is near enough for a brightness. */
-function meanRadiance(picture) {
-  const { data } = picture.image;
-  const number = data instanceof Uint16Array ? DataUtils.fromHalfFloat : (value) => value;
-  let sum = 0;
-  for (let k = 0; k < data.length; k += 4) sum += number(data[k]) + number(data[k + 1]) + number(data[k + 2]);
-  return Math.max((sum * 4) / 3 / data.length, 1e-6);
 }
 
 /** The edges of all triangles of a model, hidden at first. */
