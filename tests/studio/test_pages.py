@@ -231,6 +231,12 @@ def test_the_environment_decides_how_the_studio_is_hosted():
             hosting({f"RECONSTUDIO_{name}": value})
 
 
+def test_zero_gpu_is_refused_with_what_to_do_instead():
+    with pytest.raises(InputError, match="on ZeroGPU.*Choose hardware"):
+        hosting({"SPACES_ZERO_GPU": "true"})
+    assert hosting({"SPACES_ZERO_GPU": "false"}) == Hosting()
+
+
 def test_progress_names_the_stage_the_step_and_the_time():
     html = fragments.running(Progress("structure", 3, 30, "Working out the rough shape", 75.4))
     assert "Working out the rough shape" in html and "3 of 30" in html and "1:15" in html
