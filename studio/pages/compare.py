@@ -19,7 +19,7 @@ from studio.history import History
 from studio.pages import fragments, sheet
 from studio.pages.files import address
 from studio.pages.follow import Followed, Watch, refused, stop
-from studio.pages.html import html, live, on_act
+from studio.pages.html import html, live, on_act, scroll_to
 from studio.pages.reconstruct import ReconstructPage
 from studio.pages.sessions import Session, Sessions
 from studio.presets import apply_preset
@@ -148,6 +148,7 @@ class ComparePage:
         buttons = [self.status, self.start, self.cancel]
         self._outputs = [*buttons, self.grid, self.exports]
         started = self.start.click(self._begin, inputs, buttons, **_LIGHT)
+        started.then(None, js=scroll_to("compare-status"), **_LIGHT)
         self._follow_after(started)
         self.cancel.click(self._stop, None, [self.cancel, self.status], **_LIGHT)
         on_act(self.grid, self._open, [], [pages, *self._reconstruct.open_outputs], queue=False)

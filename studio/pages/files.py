@@ -22,6 +22,7 @@ COLMAP = "colmap.zip"  # not a file, but made of a folder's cameras and views wh
 
 _VIEWER = ASSETS / "viewer" / "studio.js"
 _LIGHTS = ASSETS / "hdri"
+_LIGHT_TITLES = {"studio": "Studio", "venice": "Sunset", "lebombo": "Indoors"}
 # The only kinds of files there are; a browser is told the kind and must not guess another.
 _TYPES = {
     ".glb": "model/gltf-binary", ".ply": "application/octet-stream", ".spz": "application/octet-stream",
@@ -77,9 +78,20 @@ def address(key: str, path: str = "", version: object = None) -> str:
 
 def light_addresses() -> str:
     """The bundled environments for a viewer: "Name=address;..."."""
-    names = {"studio": "Studio", "venice": "Sunset", "lebombo": "Indoors"}
-    found = {file.name.split("_")[0]: file.name for file in sorted(_LIGHTS.glob("*.hdr"))}
-    return ";".join(f"{title}=studio-assets/{found[stem]}" for stem, title in names.items() if stem in found)
+    files = sorted((file.name for file in _LIGHTS.glob("*.hdr")), key=light_order)
+    return ";".join(f"{light_title(name)}=studio-assets/{name}" for name in files)
+
+
+def light_title(name: str) -> str:
+    """What a visitor reads for a bundled environment, by its name or that of its file; other names as they are."""
+    stem = name.split("_")[0]
+    return _LIGHT_TITLES.get(stem) or name.replace("_", " ").capitalize()
+
+
+def light_order(name: str) -> int:
+    """Where an environment stands among the others."""
+    stem = name.split("_")[0]
+    return list(_LIGHT_TITLES).index(stem) if stem in _LIGHT_TITLES else len(_LIGHT_TITLES)
 
 
 def script_tag() -> str:

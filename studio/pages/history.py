@@ -87,7 +87,7 @@ class HistoryPage:
             f"&middot; {fragments.clock(result.seconds)}</p><p class=\"hint\">{escape(settings)}</p>"
             f'<p><button type="button" class="link" data-act="open" data-id="{key}">Open</button> '
             f'<button type="button" class="link" data-act="settings" data-id="{key}">Use its settings</button> '
-            f'<a href="?run={key}">Link</a> '
+            f'<a class="link" href="?run={key}">Link</a> '
             f'<button type="button" class="link" data-act="remove" data-id="{key}">Remove</button></p></div></li>'
         )
 

@@ -75,7 +75,7 @@ def _bake_again(page) -> None:
     page.click("#rebake-panel > button")
     set_number(page, "#rebake-texture_size", 768)
     press(page, "#rebake")
-    page.wait_for_selector(".status.done >> text=stages were there already", timeout=WAIT)
+    page.wait_for_selector(".status.done >> text=did not have to be repeated", timeout=WAIT)
     page.wait_for_selector("#model[data-state=ready]", timeout=WAIT)
 
 
@@ -84,7 +84,7 @@ def _look_at_everything(page) -> None:
     page.wait_for_function("document.querySelector('#turntable')?.readyState >= 2", timeout=WAIT)
     width, height = page.evaluate("(v => [v.videoWidth, v.videoHeight])(document.querySelector('#turntable'))")
     assert width == 2 * height  # colour beside normals
-    turn_to(page, "#result-tabs", "Photos and model")
+    turn_to(page, "#result-tabs", "Photos")
     page.wait_for_selector("#photographs studio-slider img.after", timeout=WAIT)
     assert page.locator("#photographs studio-slider").count() == 3
     turn_to(page, "#result-tabs", "Check")

@@ -10,7 +10,7 @@
 // "loading", "ready" or "failed".
 import {
   AmbientLight, Box3, BoxGeometry, EdgesGeometry, GridHelper, Group, LineBasicMaterial, LineSegments, MeshBasicMaterial,
-  PerspectiveCamera, PMREMGenerator, Raycaster, Scene, Sphere, Spherical, Vector2, Vector3, WebGLRenderer,
+  NeutralToneMapping, PerspectiveCamera, PMREMGenerator, Raycaster, Scene, Sphere, Spherical, Vector2, Vector3, WebGLRenderer,
 } from 'three';
 import { OrbitControls } from 'three/addons/controls/OrbitControls.js';
 import { GLTFLoader } from 'three/addons/loaders/GLTFLoader.js';
@@ -49,6 +49,7 @@ export class Viewer extends HTMLElement {
       this.fail('This browser cannot draw in 3D. The files can still be downloaded.');
       return;
     }
+    this.renderer.toneMapping = NeutralToneMapping; // keeps colours, and takes back what would be too bright to show
     this.renderer.setPixelRatio(Math.min(devicePixelRatio, 2));
     this.scene = new Scene();
     this.camera = new PerspectiveCamera(FIELD_OF_VIEW, 1, 0.01, 100);
@@ -166,7 +167,7 @@ export class Viewer extends HTMLElement {
       for (const view of this.frusta.userData.views) {
         radius = Math.max(radius, view.position.distanceTo(sphere.center) + view.size);
       }
-      radius *= 0.66; // the corners of the picture may stay empty, cameras in them may not
+      radius *= 0.58; // the corners of the picture may stay empty, cameras in them may not
       direction.applyAxisAngle(new Vector3(0, 1, 0), 0.5).add(new Vector3(0, 0.35, 0)).normalize();
     }
     const narrow = Math.min(1, this.camera.aspect);
