@@ -79,7 +79,8 @@ class HistoryPage:
         picture = "" if run.picture is None else run.picture.relative_to(result.folder).as_posix()
         score = f"{run.psnr:.1f} dB &middot; " if run.psnr is not None else ""
         shown = ' <span class="badge calm">Shown</span>' if key == session.shown else ""
-        settings = ", ".join(_differences(result.settings, self._defaults)) or "Standard settings"
+        settings = ", ".join(_differences(result.settings, self._defaults)) or "standard settings"
+        settings = settings[0].upper() + settings[1:]
         return (
             f'<li data-run="{key}"><img src="{address(key, picture)}" alt="The model from the front">'
             f"<div><p><b>{_ago(run.finished)}</b>{shown}</p>"

@@ -34,6 +34,8 @@ def theme() -> gr.themes.Base:
         checkbox_label_background_fill_selected_dark="transparent",
         checkbox_label_padding="4px 8px 4px 0",
         checkbox_label_shadow="none",
+        checkbox_border_color="*neutral_400",
+        checkbox_border_color_dark="*neutral_500",
         link_text_color="*primary_700",
         link_text_color_hover="*primary_900",
         link_text_color_visited="*primary_700",
