@@ -55,7 +55,7 @@ def build(service: Service, sessions: Sessions, host: Hosting | None = None, ref
             for part in (reconstruct, refine, compare):
                 part.on_load(attached)
             history_tab.select(history.refresh, None, history.list, **private)
-        Api(service, sessions, refine_only)
+        Api(service, sessions, refine_only, host.mcp)
         page.unload(_detach(sessions))
     return page.queue(default_concurrency_limit=16)
 

@@ -21,7 +21,7 @@ from studio.events import (
     VIDEO,
 )
 from studio.pages import fragments
-from studio.pages.files import address, light_addresses
+from studio.pages.files import COLMAP, address, light_addresses
 
 # Formats that every run of the page writes beside the usual files.
 FORMATS = ("obj", "stl", "spz")
@@ -111,6 +111,8 @@ class ResultView:
                     f'<li><a id="download-{id}" href="{self._at(path)}" download="{download}">{name}'
                     f"</a><span>{fragments.size(file.stat().st_size)}</span><p>{what}</p></li>"
                 )
+            if path == CAMERAS and file.is_file():
+                rows.append(colmap_row("download", self._at(COLMAP)))
         return f'<ul class="files">{"".join(rows)}</ul>'
 
     def _at(self, path: str) -> str:
@@ -164,6 +166,14 @@ class ResultView:
         )
         items = "".join(f'<div title="{why}"><dt>{what}</dt><dd>{value}</dd></div>' for what, why, value in facts)
         return f'<section class="health"><h3>The mesh</h3>{verdict}<dl>{items}</dl></section>'
+
+
+def colmap_row(prefix: str, at: str) -> str:
+    """The line about the cameras for COLMAP in a list of files. `prefix`: of the link's id; `at`: its address."""
+    return (
+        f'<li><a id="{prefix}-colmap" href="{at}" download="{COLMAP}">Cameras (COLMAP)</a><span>ZIP</span>'
+        "<p>COLMAP's text files, and the views that they belong to: opens in COLMAP, trains splats.</p></li>"
+    )
 
 
 def _scores(scores: Mapping[str, float | None]) -> str:
