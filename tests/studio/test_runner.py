@@ -14,6 +14,8 @@ from studio.events import CamerasFound, Cancelled, JobError, Note, Progress
 from studio.history import History
 from studio.inputs import View
 from studio.job import job_from_json, make_job
+from studio.pages import fragments
+from studio.pages.result_view import ResultView
 from studio.presets import measured_times
 from studio.replay import revise
 from studio.results import list_results, read_result
@@ -161,7 +163,15 @@ def test_the_report_says_how_well_it_agrees_and_what_was_seen(first):
         assert scores["psnr"] > 0 and -1 <= scores["ssim"] <= 1 and 0 <= scores["iou"] <= 1
     assert abs(sum(quality["coverage"]["shares"].values()) - 1) < 1e-3
     assert len(quality["coverage"]["observed_by_view"]) == 2
-    assert quality["mesh"]["faces"] == first[0].counts["triangles"]
+    mesh = quality["mesh"]
+    assert mesh["faces"] == first[0].counts["triangles"] and 0 < mesh["hausdorff"] < 1
+    assert mesh["file_bytes"] == first[0].mesh.stat().st_size
+    shown = ResultView("key", first[0].folder).checks()
+    for name in ("faces", "vertices", "components", "boundary_edges", "non_manifold_edges", "flipped_faces", "charts"):
+        assert f"<dd>{mesh[name]:,}</dd>" in shown
+    for value in (f"{1000 * mesh['hausdorff']:.1f} &permil;", f"{mesh['texels_per_unit']:,.0f}", "yes", "512",
+                  f"{mesh['uv_coverage']:.0%}", fragments.size(mesh["file_bytes"])):  # fmt: skip
+        assert f"<dd>{value}</dd>" in shown
 
 
 def test_further_formats_are_written_too(engine, quick, cache, tmp_path):
