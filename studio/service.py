@@ -16,7 +16,7 @@ import queue
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -120,6 +120,7 @@ class Service:
         capacity, per_user: bounds on waiting jobs.
         say: told what the workers do while they start.
         silence: seconds without a sign of life after which a worker counts as hung.
+        backends: by need, the name of what is to do that part of the work; see `trellis.backends`.
     """
 
     def __init__(
@@ -132,11 +133,14 @@ class Service:
         per_user: int = 16,
         say: Callable[[str], None] = lambda sentence: None,
         silence: float = SILENCE_SECONDS,
+        backends: Mapping[str, str] | None = None,
     ) -> None:
         self.checkpoint = chosen_checkpoint(checkpoint)
         self._queue: FairQueue[Ticket] = FairQueue(capacity, per_user)
         self.workers = [
-            WorkerProcess(Options(self.checkpoint, device, default_folder(), cache_bytes), say, silence)
+            WorkerProcess(
+                Options(self.checkpoint, device, default_folder(), cache_bytes, dict(backends or {})), say, silence
+            )
             for device in devices
         ]
         self._closing = threading.Event()
