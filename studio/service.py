@@ -224,8 +224,7 @@ class Service:
             except (InputError, JobError) as error:
                 if isinstance(error, JobError):
                     logger.error("A job failed: %s %s", error, error.details)
-                    for unfinished in ticket.job.out_dir.glob(".unfinished-*"):  # a dead worker cannot clear it away
-                        shutil.rmtree(unfinished, ignore_errors=True)
+                _clear_up(worker, ticket.job)
                 ticket.finish("failed", error=error)
             except Exception as error:  # a bug in here must not leave a person waiting for ever
                 logger.exception("A job could not be handed to its worker.")
@@ -244,4 +243,12 @@ class Service:
             elif kind == "done":
                 ticket.finish("done", result=content)
             elif kind == "cancelled":
+                _clear_up(worker, ticket.job)
                 ticket.finish("cancelled")
+
+
+def _clear_up(worker: WorkerProcess, job: Job) -> None:
+    """Remove the unfinished files of a worker that is no more."""
+    if not worker.alive:
+        for unfinished in job.out_dir.glob(".unfinished-*"):
+            shutil.rmtree(unfinished, ignore_errors=True)
