@@ -130,7 +130,7 @@ def test_the_report_says_how_it_was_made(finished, engine):
     assert run["backends"]["background_removal"][0]["name"] == "the image's own alpha channel"
     weights = Path(engine.checkpoint) / "ckpts" / "slat_flow_model.safetensors"
     assert run["weights"]["slat_flow_model"]["sha256"] == sha256(weights)
-    assert len(run["weights"]) == 9
+    assert len(run["weights"]) == 9 and {entry["licence"] for entry in run["weights"].values()} == {"CC0-1.0"}
     assert str(Path(engine.checkpoint).parent) not in result.run.read_text()  # where things lie is private
 
 
