@@ -21,7 +21,7 @@ from studio.pages.files import Shelf
 from studio.pages.follow import FollowedJob
 from studio.pages.hosting import Hosting, hosting
 from studio.pages.photos import Photos
-from studio.pages.reconstruct import find_examples
+from studio.pages.examples import find_examples
 from studio.pages.refine import job_of_uploads
 from studio.pages.sessions import MAX_RUNS, Sessions
 from studio.refine_settings import RefineSettings
