@@ -1,0 +1,86 @@
+"""Where a refinement starts when its asset's shape is too far from the photographs to be moved there.
+
+Two starts are made on a grid, where parts can appear and vanish: one from the asset, and, where cameras are estimates,
+one from the silhouettes alone after the cameras have been made to agree about them. The better one goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+
+import numpy as np
+import torch
+
+from nvdiffrec.asset import Asset, asset_from_views
+from nvdiffrec.coherence import make_coherent
+from nvdiffrec.from_scratch import GridProgress, GridSettings, fit_grid, fit_mesh
+from nvdiffrec.optimise import held_out_views, score_asset
+from nvdiffrec.placement import place_around
+from nvdiffrec.views import Views
+from trellis.errors import InputError
+from trellis.renderers.cameras import Cameras
+
+_LEAST_VIEWS = 4  # that carve a shape worth starting from
+
+
+def free_shape(
+    views: Views,
+    asset: Asset,
+    settings: GridSettings,
+    *,
+    together: Cameras | None = None,
+    seed: int = 0,
+    texture_size: int = 512,
+    callback: Callable[[float, float | None], None] = lambda share, loss: None,
+) -> tuple[Asset, Views]:
+    """A start of another topology, painted from the photographs, and the views with the cameras that go with it.
+
+    Args:
+        views: with each camera where the asset looks most like the photograph.
+        settings: of each start.
+        together: cameras that were placed around the asset as one, which a wrong shape has pulled apart less; None for
+            those of `views`.
+        callback: called as (share of the work done, loss) after every step; may raise to stop.
+
+    Raises:
+        InputError: the asset encloses no volume, and the silhouettes have none in common.
+    """
+    held_out = held_out_views(len(views))
+    vertices, faces = asset.geometry.vertices, asset.geometry.faces
+    from_silhouettes = views.predicted and len(views) >= _LEAST_VIEWS
+    parts = 2 if from_silhouettes else 1
+
+    def followed(part: int, steps: Iterator[GridProgress], views: Views) -> tuple[Asset, Views]:
+        for progress in steps:
+            callback((part + progress.step / progress.of) / parts, progress.loss)
+        placed = views.with_cameras(progress.cameras)
+        if views.predicted and held_out:
+            placed = place_around(placed, progress.surface, held_out)
+        training = placed.subset([index for index in range(len(views)) if index not in held_out])
+        return asset_from_views(progress.surface, training, texture_size), placed
+
+    starts = []
+    problem = None
+    try:
+        starts.append(followed(0, fit_mesh(vertices, faces, views, settings, seed, held_out), views))
+    except InputError as error:
+        if not from_silhouettes:
+            raise
+        problem = error
+    if from_silhouettes:
+        low, high = vertices.amin(0), vertices.amax(0)
+        turned = views if together is None else views.with_cameras(together)
+        turned = make_coherent(turned, (low + high) / 2, float((high - low).max()))
+        with suppress(InputError):
+            starts.append(followed(1, fit_grid(turned, settings, seed, held_out), turned))
+    if not starts:
+        raise problem
+    return max(starts, key=lambda start: _agreement(*start))
+
+
+@torch.no_grad()
+def _agreement(asset: Asset, views: Views) -> float:
+    scores = score_asset(asset, views)
+    judges = [score for score in scores if score.held_out] or scores
+    return float(np.mean([score.object_psnr for score in judges]))
