@@ -38,7 +38,7 @@ def free_shape(
 
     Args:
         views: with each camera where the asset looks most like the photograph.
-        settings: of each start.
+        settings: of each fit; one of each start, two where cameras are estimates and are placed anew in between.
         together: cameras that were placed around the asset as one, which a wrong shape has pulled apart less; None for
             those of `views`.
         callback: called as (share of the work done, loss) after every step; may raise to stop.
@@ -51,19 +51,29 @@ def free_shape(
     from_silhouettes = views.predicted and len(views) >= _LEAST_VIEWS
     parts = 2 if from_silhouettes else 1
 
-    def followed(part: int, steps: Iterator[GridProgress], views: Views) -> tuple[Asset, Views]:
+    rounds = 2 if views.predicted else 1
+
+    def followed(number: int, steps: Iterator[GridProgress]) -> GridProgress:
         for progress in steps:
-            callback((part + progress.step / progress.of) / parts, progress.loss)
-        placed = views.with_cameras(progress.cameras)
-        if views.predicted and held_out:
-            placed = place_around(placed, progress.surface, held_out)
-        training = placed.subset([index for index in range(len(views)) if index not in held_out])
-        return asset_from_views(progress.surface, training, texture_size), placed
+            callback((number + progress.step / progress.of) / (rounds * parts), progress.loss)
+        return progress
+
+    def finished(part: int, steps: Iterator[GridProgress], views: Views) -> tuple[Asset, Views]:
+        fitted = followed(part * rounds, steps)
+        views = views.with_cameras(fitted.cameras)
+        if views.predicted:  # a shape that agrees with where the views now look to be
+            views = place_around(views, fitted.surface)
+            steps = fit_mesh(fitted.surface.vertices, fitted.surface.faces, views, settings, seed, held_out)
+            fitted = followed(part * rounds + 1, steps)
+            views = views.with_cameras(fitted.cameras)
+            views = place_around(views, fitted.surface, held_out) if held_out else views
+        training = views.subset([index for index in range(len(views)) if index not in held_out])
+        return asset_from_views(fitted.surface, training, texture_size), views
 
     starts = []
     problem = None
     try:
-        starts.append(followed(0, fit_mesh(vertices, faces, views, settings, seed, held_out), views))
+        starts.append(finished(0, fit_mesh(vertices, faces, views, settings, seed, held_out), views))
     except InputError as error:
         if not from_silhouettes:
             raise
@@ -73,7 +83,7 @@ def free_shape(
         turned = views if together is None else views.with_cameras(together)
         turned = make_coherent(turned, (low + high) / 2, float((high - low).max()))
         with suppress(InputError):
-            starts.append(followed(1, fit_grid(turned, settings, seed, held_out), turned))
+            starts.append(finished(1, fit_grid(turned, settings, seed, held_out), turned))
     if not starts:
         raise problem
     return max(starts, key=lambda start: _agreement(*start))

@@ -24,7 +24,7 @@ from trellis.representations.flexicubes.surface import Surface
 
 _SEARCH_SIZE, _FINE_SIZE = 40, 96  # pixels
 _COLOR_SHARE = 0.5  # of the score, beside the silhouettes' IoU
-_FAR_SHARE = 0.02  # taken off the score for a camera as far off as estimates usually are
+_FAR_SHARE = 0.005  # taken off the score for a camera as far off as estimates usually are
 _AZIMUTHS, _ELEVATIONS = (60.0, 10.0), (20.0, 10.0)  # degrees around where it is thought to stand, and their steps
 _KEPT = 3  # candidates that are aligned
 _STEPS = (4, 6)  # of aligning, on the two sizes

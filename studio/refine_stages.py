@@ -57,6 +57,7 @@ _CLOSE_IOU = 0.87  # silhouettes that agree less have parts missing or added, wh
 _SOLID = 0.8  # of the alpha; prepared views are black below it
 _EVALUATIONS = 10  # of a whole refinement: scores, previews and saved states
 _GRID_STEPS = 0.4  # of the steps, before those of the mesh
+_STEPS_OF_FIT = 0.6  # of those, in each of the four fits where cameras are estimates
 
 
 class Report(Protocol):
@@ -210,7 +211,8 @@ def _from_volume(
         if cancelled():
             raise Cancelled
 
-    grid = GridSettings(steps=steps, resolution=min(settings.resolution, GridSettings.resolution))
+    each = max(1, round(_STEPS_OF_FIT * steps)) if views.predicted else steps
+    grid = GridSettings(steps=each, resolution=min(settings.resolution, GridSettings.resolution))
     start, moved = free_shape(views, asset, grid, together=placed.together, seed=settings.seed,
                               texture_size=settings.texture_size, callback=follow)  # fmt: skip
     return start, moved.cameras
