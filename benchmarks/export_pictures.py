@@ -1,8 +1,9 @@
 """Pictures of an export beside what it was made from: `python -m benchmarks.export_pictures OUT OBJECT.glb ...`.
 
-Each textured GLB is made into a decode (dense mesh with an inner wall, splats) and exported; OUT/NAME.png then shows
-the splats, the textured mesh, its charts' borders and its wires from the front, from behind, and from near where seams
-meet; and the texture. Look for seams, speckles, dark or blurred texels, and back sides of faces (magenta).
+Each textured GLB is made into a decode (dense mesh with an inner wall, splats) and exported. OUT/NAME.png then shows
+splats and wires of the decode, and the textured mesh, its charts' borders and its wires, from the front, from behind,
+and from near where seams meet; and the texture. Look for seams, speckles, dark or blurred texels, and for back sides of
+faces (magenta).
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from PIL import Image, ImageDraw
 
 from benchmarks.export_object import decoded_glb
 from trellis.export import ExportOptions, TexturedMesh, export_mesh, mesh_health
-from trellis.export.surface import Surface
+from trellis.export.surface import Surface, surface_of
 from trellis.export.topology import EdgeTable, position_ids
-from trellis.export.views import Looker, gaussian_views
+from trellis.export.views import Hit, Looker, gaussian_views
 from trellis.renderers.cameras import Cameras, orbit
 from trellis.representations.gaussian import Gaussian
 
@@ -45,24 +46,25 @@ def main() -> None:
         mesh, gaussian = decoded_glb(path, arguments.resolution, arguments.gaussians)
         options = ExportOptions(max_faces=None, target_faces=arguments.faces)
         asset = export_mesh(mesh, gaussian, texture_size=arguments.texture_size, options=options)
-        sheet(asset, gaussian).save(arguments.out / f"{path.stem}.png")
+        sheet(asset, gaussian, surface_of(mesh)).save(arguments.out / f"{path.stem}.png")
         print(f"{path.stem}: {len(mesh.faces)} faces decoded; {mesh_health(asset)}", flush=True)
 
 
-def sheet(asset: TexturedMesh, gaussian: Gaussian) -> Image.Image:
-    """Three rows (front, back, near a seam) of splats, texture, chart borders and wires; the texture beside them."""
+def sheet(asset: TexturedMesh, gaussian: Gaussian, decoded: Surface) -> Image.Image:
+    """Three rows (front, back, near a seam) of splats and wires before, texture, chart borders and wires after; the
+    texture beside them."""
     rows = []
     for camera in (_around(asset, 0.5), _around(asset, 0.5 + math.pi), _at_seam(asset)):
         (splats,) = gaussian_views(gaussian, camera)
         blended = splats.color * splats.alpha[..., None] + np.array(_BEHIND) * (1 - splats.alpha[..., None])
-        rows.append(np.concatenate([blended, *_mesh_pictures(asset, camera)], axis=1))
+        rows.append(np.concatenate([blended, _wires(decoded, camera), *_mesh_pictures(asset, camera)], axis=1))
     image = Image.fromarray((np.concatenate(rows).clip(0, 1) * 255 + 0.5).astype(np.uint8))
     texture = Image.fromarray(asset.texture).resize((3 * SIDE, 3 * SIDE), Image.Resampling.LANCZOS)
     full = Image.new("RGB", (image.width + texture.width, image.height))
     full.paste(image, (0, 0))
     full.paste(texture, (image.width, 0))
     draw = ImageDraw.Draw(full)
-    for k, name in enumerate(("splats", "exported", "chart borders", "wire", "texture")):
+    for k, name in enumerate(("splats", "decoded", "exported", "chart borders", "exported", "texture")):
         draw.text((k * SIDE + 8, 6), name, fill=(60, 60, 60))
     return full
 
@@ -77,23 +79,34 @@ def _mesh_pictures(asset: TexturedMesh, camera: Cameras) -> list[np.ndarray]:
     lookup = torch.from_numpy(np.stack([2 * uvs[..., 0] - 1, 1 - 2 * uvs[..., 1]], axis=-1))[None]
     image = torch.from_numpy(asset.texture).float().permute(2, 0, 1)[None] / 255
     shown = F.grid_sample(image, lookup, align_corners=False, padding_mode="border")[0].permute(1, 2, 0).numpy()
-
-    normals = surface.face_normals()[hit.face_ids]
-    toward = camera.centers[0].numpy() - looker.interpolate(hit, asset.vertices)
-    toward /= np.maximum(np.linalg.norm(toward, axis=-1, keepdims=True), 1e-9)
-    facing = np.einsum("hwk,hwk->hw", normals, toward)
     textured = np.where(inside[..., None], shown, _BEHIND)
-    textured[inside & (facing < -0.05)] = _HOLE  # a back side: one looks into the object
-    # Distance in pixels to each side of the face, from barycentrics and their growth per pixel.
-    weights = hit.barycentrics
-    growth = np.linalg.norm(np.stack(np.gradient(weights, axis=(0, 1))), axis=0)
-    away = weights / np.maximum(growth, 1e-6)
-    wire = away.min(axis=-1) < _WIRE / 2
-    gray = np.repeat((0.45 + 0.5 * facing.clip(0, 1))[..., None], 3, axis=-1)
-    wires = np.where(inside[..., None], np.where(wire[..., None], gray * 0.45, gray), _BEHIND)
+    textured[inside & (_facing(surface, hit, camera) < -0.05)] = _HOLE  # a back side: one looks into the object
     border = _border_sides(asset)[hit.face_ids]  # [H, W, 3] by the corner across from the side
-    lines = ((away < _WIRE) & border).any(axis=-1) & inside
-    return [textured, np.where(lines[..., None], (0.9, 0.1, 0.1), textured), wires]
+    lines = ((_pixels_to_sides(hit) < _WIRE) & border).any(axis=-1) & inside
+    return [textured, np.where(lines[..., None], (0.9, 0.1, 0.1), textured), _wires(surface, camera)]
+
+
+def _wires(surface: Surface, camera: Cameras) -> np.ndarray:
+    """[SIDE, SIDE, 3]: shaded faces and their sides, back sides in a colour of their own."""
+    hit = Looker(surface).look(camera, 0)
+    facing = _facing(surface, hit, camera)
+    wire = _pixels_to_sides(hit).min(axis=-1) < _WIRE / 2
+    gray = np.repeat((0.45 + 0.5 * facing.clip(0, 1))[..., None], 3, axis=-1)
+    gray[facing < -0.05] = _HOLE
+    return np.where((hit.face_ids >= 0)[..., None], np.where(wire[..., None], gray * 0.45, gray), _BEHIND)
+
+
+def _facing(surface: Surface, hit: Hit, camera: Cameras) -> np.ndarray:
+    """[H, W]: cosine between each pixel's face and the way to the camera."""
+    toward = camera.centers[0].numpy() - Looker(surface).interpolate(hit, surface.vertices)
+    toward /= np.maximum(np.linalg.norm(toward, axis=-1, keepdims=True), 1e-9)
+    return np.einsum("hwk,hwk->hw", surface.face_normals()[hit.face_ids], toward)
+
+
+def _pixels_to_sides(hit: Hit) -> np.ndarray:
+    """[H, W, 3]: to each side of the face, from barycentrics and their growth per pixel."""
+    growth = np.linalg.norm(np.stack(np.gradient(hit.barycentrics, axis=(0, 1))), axis=0)
+    return hit.barycentrics / np.maximum(growth, 1e-6)
 
 
 def _border_sides(asset: TexturedMesh) -> np.ndarray:

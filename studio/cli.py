@@ -19,8 +19,10 @@ from studio import batch as batches
 from studio import compare as comparison
 from studio import replay as replays
 from studio import video, weights_cli
+from studio.backends import parse
 from studio.cli_options import (
     DIFFERENT,
+    BackendOption,
     CheckpointOption,
     Desk,
     DeviceOption,
@@ -217,9 +219,9 @@ def doctor(checkpoint: CheckpointOption = None, as_json: JsonOption = False) -> 
 
 
 @app.command()
-def serve(checkpoint: CheckpointOption = None, device: DeviceOption = None) -> None:
+def serve(checkpoint: CheckpointOption = None, device: DeviceOption = None, backend: BackendOption = None) -> None:
     """Open the studio in a browser: http://127.0.0.1:7860, or where GRADIO_SERVER_NAME and GRADIO_SERVER_PORT say."""
     with outcome(TextTalk()):
         from studio.pages.launch import serve as start
 
-        start(checkpoint, device)
+        start(checkpoint, device, backends=parse(backend or ()))

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from studio.backends import parse
 from studio.events import Cancelled, JobError, Result
 from studio.groups import Ended, Failure, run_group
 from studio.job import Job
@@ -30,6 +31,14 @@ CheckpointOption = Annotated[
     typer.Option(help="Networks to use: a folder or a Hugging Face repository. Default: the embedded mini checkpoint."),
 ]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ... Default: a GPU if there is one.")]
+BackendOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--backend", metavar="NEED=NAME", show_default=False,
+        help="What does a part of the work, for instance attention=flash-attn; may be repeated. Default: what works "
+        "here and is fastest; `doctor` lists them.",
+    ),
+]  # fmt: skip
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object per line instead of text.")]
 CacheOption = Annotated[bool, typer.Option(help="Keep finished stages, so that a changed run repeats only the rest.")]
 PresetOption = Annotated[
@@ -90,11 +99,12 @@ class Desk:
     cache: bool
     _checkpoint: str | None
     _device: str | None
+    _backends: Mapping[str, str]
     _cancel: threading.Event = field(default_factory=threading.Event)
 
     def service(self) -> AbstractContextManager[Service]:
         """A started service. Ctrl-C cancels its jobs, and its start."""
-        return working(self.talk, self._checkpoint, self._device, self._cancel)
+        return working(self.talk, self._checkpoint, self._device, self._backends, self._cancel)
 
     def run(self, service: Service, job: Job) -> Result:
         """Hand in a job and tell what happens until it ends."""
@@ -118,17 +128,18 @@ class Desk:
 
     @contextmanager
     def open(self) -> Iterator[None]:
-        """Within it, exceptions are told and become exit statuses, and Ctrl-C cancels."""
-        with outcome(self.talk), interruptible(self._cancel):
+        """Within it, Ctrl-C cancels."""
+        with interruptible(self._cancel):
             yield
 
 
 def with_desk(cache: bool = True) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Replace the parameter `desk` of a command by the options --checkpoint, --device and --json, and --cache if asked.
+    """Replace the parameter `desk` of a command by --checkpoint, --device, --backend and --json, and --cache if asked.
 
     The command then runs with its outcomes turned into exit statuses.
     """
-    kinds = {"checkpoint": (CheckpointOption, None), "device": (DeviceOption, None), "as_json": (JsonOption, False)}
+    kinds = {"checkpoint": (CheckpointOption, None), "device": (DeviceOption, None), "backend": (BackendOption, None),
+             "as_json": (JsonOption, False)}  # fmt: skip
     if cache:
         kinds["cache"] = (CacheOption, True)
     options = [
@@ -140,9 +151,11 @@ def with_desk(cache: bool = True) -> Callable[[Callable[..., None]], Callable[..
         def wrapper(**values: Any) -> None:
             chosen = {name: values.pop(name) for name in kinds}
             talk = JsonTalk() if chosen["as_json"] else TextTalk()
-            desk = Desk(talk, chosen.get("cache", True), chosen["checkpoint"], chosen["device"])
-            with desk.open():
-                command(desk=desk, **values)
+            with outcome(talk):
+                names = parse(chosen["backend"] or ())
+                desk = Desk(talk, chosen.get("cache", True), chosen["checkpoint"], chosen["device"], names)
+                with desk.open():
+                    command(desk=desk, **values)
 
         return _with_options(wrapper, command, "desk", options)
 
@@ -163,10 +176,10 @@ def _with_options(
 
 @contextmanager
 def working(
-    talk: Talk, checkpoint: str | None, device: str | None, cancel: threading.Event
+    talk: Talk, checkpoint: str | None, device: str | None, backends: Mapping[str, str], cancel: threading.Event
 ) -> Iterator[Service]:
     """A started service; Ctrl-C while the networks are loaded is a cancellation."""
-    service = Service(checkpoint, [device], say=talk.say)
+    service = Service(checkpoint, [device], say=talk.say, backends=backends)
     try:
         service.start(cancel.is_set)
     except JobError:

@@ -25,7 +25,7 @@ from nvdiffrec.registration import Registration, ViewPlacement
 from nvdiffrec.shading import TexturedGeometry
 from nvdiffrec.similarity import Similarity
 from nvdiffrec.views import Views
-from studio.stages import PreparedView
+from studio.stages import PreparedView, Surfaces
 from trellis.export.gltf import TexturedMesh
 from trellis.export.surface import Surface
 from trellis.export.unwrap import Atlas
@@ -75,8 +75,8 @@ _CLASSES: dict[type, tuple[Callable[[Any], dict[str, Any]], Callable[..., Any]]]
     PreparedView: (_fields("name", "image", "cut_out_by", "notes"), PreparedView),
     **{
         kind: (_parts, kind)
-        for kind in (Asset, Material, RefineResult, Registration, Similarity, TexturedGeometry, ViewPlacement, Views,
-                     ViewScore)
+        for kind in (Asset, Material, RefineResult, Registration, Similarity, Surfaces, TexturedGeometry, ViewPlacement,
+                     Views, ViewScore)
     },
 }  # fmt: skip
 _BY_NAME = {kind.__name__: build for kind, (_, build) in _CLASSES.items()}

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from studio.settings import settings_from_json
+from studio.settings import ReconstructSettings, settings_from_json
 
 GOOD_ENOUGH = 0.5  # dB below the best at which a difference is hard to see
 
@@ -24,11 +24,15 @@ _STAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 
 
-def full_seconds(records: Sequence[Mapping[str, Any]]) -> list[float | None]:
+def full_seconds(
+    records: Sequence[Mapping[str, Any]],
+    expected: Callable[[ReconstructSettings, int], Mapping[str, float] | None] = lambda settings, views: None,
+) -> list[float | None]:
     """What each run takes from scratch, in seconds, from the records (run.json) of runs that share finished stages.
 
-    A stage that came from the cache counts with the time that it took in the run that made it. None for a run with a
-    stage that none of the runs has made. The runs must be of the same photographs on the same machine.
+    A stage that came from the cache counts with the time that it took in the run that made it, or else with what
+    `expected(settings, views)` says that this machine takes. None for a run with a stage that neither knows. The runs
+    must be of the same photographs on the same machine.
     """
     known: dict[tuple[str, Any], float] = {}
     for record in records:
@@ -37,7 +41,11 @@ def full_seconds(records: Sequence[Mapping[str, Any]]) -> list[float | None]:
                 known[stage, _reads(stage, record)] = spent
     totals: list[float | None] = []
     for record in records:
-        spent = [record["seconds"].get(stage, known.get((stage, _reads(stage, record)))) for stage in _STAGES]
+        usual = expected(settings_from_json(record["settings"]), len(record["views"])) or {}
+        spent = [
+            record["seconds"].get(stage, known.get((stage, _reads(stage, record)), usual.get(stage)))
+            for stage in _STAGES
+        ]
         totals.append(None if None in spent else round(sum(spent), 3))
     return totals
 

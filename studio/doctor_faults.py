@@ -25,8 +25,9 @@ SOURCES = {
     "nvdiffrast": "git+https://github.com/NVlabs/nvdiffrast",
     "diff_gaussian_rasterization": "the folder submodules/diff-gaussian-rasterization of a mip-splatting checkout",
 }
-# torch -> the xformers built for it.
-XFORMERS = {"2.4.0": "0.0.27.post2", "2.11": "0.0.35"}
+# torch and the CUDA version it was built with -> the xformers whose kernels load there. None load with CUDA 13 (seen on
+# an H100: 0.0.35 beside torch 2.11 for CUDA 13.0 finds no operator).
+XFORMERS = {("2.4.0", "12"): "0.0.27.post2", ("2.10", "12"): "0.0.35", ("2.11", "12"): "0.0.35"}
 
 
 @dataclass(frozen=True)
@@ -134,10 +135,17 @@ def _xformers(package: str, error: str, facts: Facts) -> str | None:
     """xformers imports under any torch and then finds none of its kernels."""
     if package != "xformers" or not re.search(r"No operator found|can't load C\+\+|undefined symbol|xFormers", error):
         return None
-    matching = next((x for torch, x in XFORMERS.items() if (facts.torch or "").startswith(torch)), None)
-    wanted = f"xformers=={matching}" if matching else f"the xformers whose notes name torch {facts.torch}"
     found = facts.packages.get("xformers", "?")
-    return f"xformers {found} was built for another torch than {facts.torch}: pip install --no-deps {wanted}"
+    for (torch, cuda), matching in XFORMERS.items():
+        if (facts.torch or "").startswith(torch) and (facts.cuda or "").startswith(cuda) and matching != found:
+            return (
+                f"xformers {found} was built for another torch than {facts.torch}: "
+                f"pip install --no-deps xformers=={matching}"
+            )
+    return (
+        f"no published xformers has kernels for torch {facts.torch} with CUDA {facts.cuda}, and torch's own attention "
+        "serves as well: pip uninstall xformers"
+    )
 
 
 def _binary_interface(package: str, error: str, facts: Facts) -> str | None:

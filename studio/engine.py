@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,8 @@ from studio.settings import ReconstructSettings, defaults_of_checkpoint
 from trellis.errors import InputError
 
 if TYPE_CHECKING:
+    import torch
+
     from trellis.pipelines.trellis_vggt_to_3d import TrellisVGGTTo3DPipeline
     from trellis.representations.mesh import MeshExtractResult
 
@@ -36,12 +38,12 @@ class Engine:
         """A hash of networks, code, libraries and machine: what, beside a job, decides every bit of its outcome."""
         import torch
 
+        from studio import backends
         from studio.fingerprint import environment_key
-        from studio.report import chosen_backends
 
         device = self.pipeline.device
-        chosen = {need: candidate.name for need, candidate in chosen_backends(device).items()}
-        return environment_key(self.weights, device.type, torch.get_num_threads(), chosen)
+        names = {need: candidate.name for need, candidate in backends.chosen(device).items()}
+        return environment_key(self.weights, device.type, torch.get_num_threads(), names)
 
     @cached_property
     def pace(self) -> str:
@@ -55,9 +57,9 @@ class Engine:
     @cached_property
     def weights(self) -> dict[str, str]:
         """SHA-256 of every weight file, by network."""
-        from studio.report import weight_hashes
+        from studio.report import weight_record
 
-        return {name: entry["sha256"] for name, entry in weight_hashes(self.pipeline.report).items()}
+        return {name: entry["sha256"] for name, entry in weight_record(self.pipeline.report).items()}
 
 
 def chosen_checkpoint(checkpoint: str | None = None) -> str:
@@ -77,7 +79,10 @@ def chosen_checkpoint(checkpoint: str | None = None) -> str:
 
 
 def load_engine(
-    checkpoint: str | None = None, device: str | None = None, say: Callable[[str], None] = lambda message: None
+    checkpoint: str | None = None,
+    device: str | None = None,
+    say: Callable[[str], None] = lambda message: None,
+    backends: Mapping[str, str] | None = None,
 ) -> Engine:
     """Load the networks and compile the renderers' kernels, so that no request has to wait for either.
 
@@ -85,14 +90,19 @@ def load_engine(
         checkpoint: a folder or a Hugging Face repository; None for `chosen_checkpoint`.
         device: "cpu", "cuda" or the like; None takes a GPU if there is one.
         say: told what happens, sentence by sentence.
+        backends: by need, the name of what is to do that part of the work; see `trellis.backends`.
 
     Raises:
-        InputError: there is no such checkpoint or device, or the checkpoint is incomplete or damaged.
+        InputError: there is no such checkpoint, device or backend, or the checkpoint is incomplete or damaged.
     """
+    from studio.backends import choose
+
     checkpoint = chosen_checkpoint(checkpoint)
     started = time.monotonic()
+    place = _device(device)
+    choose(place, backends or {})
     say(f"Loading the networks from {checkpoint} ...")
-    pipeline = _load_pipeline(checkpoint, device)
+    pipeline = _load_pipeline(checkpoint, place)
     if pipeline.device.type != "cpu":
         from trellis.pipelines.warm_up import warm_up as warm_up_networks
 
@@ -128,15 +138,18 @@ def _cube() -> MeshExtractResult:
     return MeshExtractResult(corners / 2 - 0.25, faces, corners.repeat(1, 2))
 
 
-def _load_pipeline(checkpoint: str, device: str | None) -> TrellisVGGTTo3DPipeline:
+def _device(name: str | None) -> torch.device:
+    """The device of that name, or the best there is; InputError if it is not there."""
     import torch
 
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA fails an assertion here
+        raise InputError(f"The device {name!r} is not available on this machine; use cpu.") from error
+
+
+def _load_pipeline(checkpoint: str, device: torch.device) -> TrellisVGGTTo3DPipeline:
     from trellis.pipelines import TrellisVGGTTo3DPipeline
 
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch built without CUDA fails an assertion here
-        raise InputError(f"The device {device!r} is not available on this machine; use cpu.") from error
     return TrellisVGGTTo3DPipeline.from_pretrained(checkpoint, device=device)

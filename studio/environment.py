@@ -10,3 +10,5 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # The threading layer of stock numba that survives calls from several Python threads.
 os.environ.setdefault("NUMBA_THREADING_LAYER", "omp")
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+# Without it, huggingface_hub asks its server for a list of known programs as soon as a client is made.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

@@ -97,7 +97,7 @@ class Recipe:
         )
         self._add(
             "bake", ("mesh", "decode"), {"texture_size": s.texture_size},
-            lambda surfaces, decoded, report: stages.bake(*surfaces, decoded[0], s, report),
+            lambda surfaces, decoded, report: stages.bake(surfaces, decoded[0], s, report),
         )  # fmt: skip
         self._add(
             "video", ("decode",), {"frames": s.video_frames, "size": s.video_size},

@@ -45,7 +45,7 @@ class RefineSettings(Settings):
     )
     correct_cameras: bool | None = choice(
         "Correct the cameras",
-        "Lets every photo's camera move a little; not given, it does so where a network estimated the cameras.",
+        "Lets every photo's camera move a little; unless you decide, it does so where a network estimated the cameras.",
         default=None,
         technical="SE(3) and focal length per view",
     )

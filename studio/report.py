@@ -18,13 +18,12 @@ import psutil
 import torch
 
 from studio import __version__, memory
+from studio.backends import chosen
 from studio.engine import Engine
 from studio.events import VIEWS
 from studio.fingerprint import code_version
 from studio.settings import ReconstructSettings
 from studio.stages import PreparedView
-from trellis import backends as implementations
-from trellis.backends import Candidate
 from trellis.pipelines.checkpoints import LoadReport
 
 PACKAGES = (
@@ -146,7 +145,7 @@ def run_record(
         "counts": dict(counts),
         "quality": dict(quality),
         "notes": list(notes),
-        "weights": weight_hashes(pipeline.report),
+        "weights": weight_record(pipeline.report),
         "load_report": load_report(pipeline.report),
         "device": device_record(pipeline.device),
         "versions": versions(),
@@ -166,9 +165,12 @@ def write_json(file: Path, content: Mapping[str, Any]) -> None:
     file.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def weight_hashes(report: LoadReport) -> dict[str, dict[str, str]]:
-    """SHA-256 of every weight file in use, by network."""
-    return {model.name: {"file": model.file.name, "sha256": sha256(model.file)} for model in report.models}
+def weight_record(report: LoadReport) -> dict[str, dict[str, str | None]]:
+    """Name, SHA-256 and licence (None where nobody states it) of every weight file in use, by network."""
+    return {
+        model.name: {"file": model.file.name, "sha256": sha256(model.file), "licence": model.licence}
+        for model in report.models
+    }
 
 
 def load_report(report: LoadReport) -> dict[str, Any]:
@@ -207,20 +209,14 @@ def versions() -> dict[str, str | None]:
 
 
 def backends(device: torch.device, cut_out_by: set[str]) -> dict[str, Any]:
-    """What did the work, with licences. `device` is that of the networks; what draws runs on the CPU."""
+    """What did the work, with licences. `device` is that of the networks."""
     used = {need: {"name": name, "licence": licence} for need, (name, licence) in BACKENDS.items()}
-    for need, candidate in chosen_backends(device).items():
+    for need, candidate in chosen(device).items():
         used[need] = {"name": candidate.name, "licence": candidate.licence}
     used["background_removal"] = [
         {"name": name, "licence": licence} for name, licence in (BACKGROUND_REMOVAL[key] for key in sorted(cut_out_by))
     ]
     return used
-
-
-def chosen_backends(device: torch.device) -> dict[str, Candidate]:
-    """By need, what the networks on a device and the renderers use."""
-    places = {"gaussian_splatting": "cpu", "mesh_rasterisation": "cpu"}
-    return {need: implementations.choice(need, places.get(need, device)) for need in implementations.NEEDS}
 
 
 def _public_name(checkpoint: str | None) -> str | None:

@@ -35,6 +35,7 @@ from studio.engine import Engine
 from studio.events import RUN, WRITTEN, CamerasFound, Cancelled, FoundView, JobError, Note, Progress, Result
 from studio.history import History
 from studio.inputs import pixels_of
+from studio.interruption import asking_between_blocks
 from studio.job import Job
 from studio.recipe import Output, Recipe
 from studio.report import PeakMemory
@@ -63,7 +64,7 @@ def run_job(
 
     Args:
         emit: told the progress and the notes.
-        cancelled: asked before the first step and after every step of every stage.
+        cancelled: asked before the first step, after every step of every stage, and between the blocks of networks.
         cache: where finished stages are kept; None keeps nothing.
         history: measured times, for the time left.
         free_memory: what may be used; None measures.
@@ -122,7 +123,8 @@ class Run:
         self._tell_concessions()
         if self._history is not None:
             self._expected = self._history.expected(self._engine.pace, self.plan.settings, len(job.views))
-        with self._memory, self._placed():
+        networks = [*pipeline.models.values(), pipeline.vggt, pipeline.image_cond_model]
+        with self._memory, self._placed(), asking_between_blocks(networks, self._check):
             ended = self._find_cameras() if job.until == "cameras" else self._make_asset()
         if self._history is not None:
             self._history.record(self._engine.pace, self.plan.settings, len(job.views), self.seconds)

@@ -16,7 +16,7 @@ import queue
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -120,6 +120,7 @@ class Service:
         capacity, per_user: bounds on waiting jobs.
         say: told what the workers do while they start.
         silence: seconds without a sign of life after which a worker counts as hung.
+        backends: by need, the name of what is to do that part of the work; see `trellis.backends`.
     """
 
     def __init__(
@@ -132,11 +133,14 @@ class Service:
         per_user: int = 16,
         say: Callable[[str], None] = lambda sentence: None,
         silence: float = SILENCE_SECONDS,
+        backends: Mapping[str, str] | None = None,
     ) -> None:
         self.checkpoint = chosen_checkpoint(checkpoint)
         self._queue: FairQueue[Ticket] = FairQueue(capacity, per_user)
         self.workers = [
-            WorkerProcess(Options(self.checkpoint, device, default_folder(), cache_bytes), say, silence)
+            WorkerProcess(
+                Options(self.checkpoint, device, default_folder(), cache_bytes, dict(backends or {})), say, silence
+            )
             for device in devices
         ]
         self._closing = threading.Event()
@@ -220,8 +224,7 @@ class Service:
             except (InputError, JobError) as error:
                 if isinstance(error, JobError):
                     logger.error("A job failed: %s %s", error, error.details)
-                    for unfinished in ticket.job.out_dir.glob(".unfinished-*"):  # a dead worker cannot clear it away
-                        shutil.rmtree(unfinished, ignore_errors=True)
+                _clear_up(worker, ticket.job)
                 ticket.finish("failed", error=error)
             except Exception as error:  # a bug in here must not leave a person waiting for ever
                 logger.exception("A job could not be handed to its worker.")
@@ -240,4 +243,12 @@ class Service:
             elif kind == "done":
                 ticket.finish("done", result=content)
             elif kind == "cancelled":
+                _clear_up(worker, ticket.job)
                 ticket.finish("cancelled")
+
+
+def _clear_up(worker: WorkerProcess, job: Job) -> None:
+    """Remove the unfinished files of a worker that is no more."""
+    if not worker.alive:
+        for unfinished in job.out_dir.glob(".unfinished-*"):
+            shutil.rmtree(unfinished, ignore_errors=True)

@@ -25,6 +25,7 @@ from studio.inputs import BadViewsError, View
 from studio.settings import ReconstructSettings
 from trellis.errors import InputError
 from trellis.export.clean import clean
+from trellis.export.distance import surface_distance
 from trellis.export.gltf import TexturedMesh
 from trellis.export.pipeline import ExportOptions, bake_texture
 from trellis.export.simplify import simplify
@@ -84,6 +85,15 @@ class PreparedView:
     image: Image.Image
     cut_out_by: str
     notes: tuple[quality.Note, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Surfaces:
+    """dense: cleaned, at full detail. low: simplified. hausdorff: the greatest distance between them, object units."""
+
+    dense: Surface
+    low: Surface
+    hausdorff: float
 
 
 def _anew(_: View, make: Callable[[], PreparedView]) -> PreparedView:
@@ -196,20 +206,20 @@ def decode(slat: SparseTensor, pipeline: TrellisVGGTTo3DPipeline, report: Report
     return gaussian, mesh
 
 
-def mesh(decoded: MeshExtractResult, settings: ReconstructSettings, report: Report) -> tuple[Surface, Surface]:
-    """The cleaned surface at full detail, and the simplified one."""
+def mesh(decoded: MeshExtractResult, settings: ReconstructSettings, report: Report) -> Surfaces:
+    """The surface before and after simplification."""
     options = ExportOptions()
-    report(0, 2)
+    report(0, 3)
     dense = clean(surface_of(decoded), options.clean)
-    report(1, 2)
+    report(1, 3)
     low = simplify(dense, settings.simplify, options.max_faces)
-    report(2, 2)
-    return dense, low
+    report(2, 3)
+    apart = surface_distance(dense, low)
+    report(3, 3)
+    return Surfaces(dense, low, apart.hausdorff)
 
 
-def bake(
-    dense: Surface, low: Surface, gaussian: Gaussian, settings: ReconstructSettings, report: Report
-) -> TexturedMesh:
+def bake(surfaces: Surfaces, gaussian: Gaussian, settings: ReconstructSettings, report: Report) -> TexturedMesh:
     """The simplified surface, unfolded and painted from the splats."""
     options = ExportOptions()
     total = options.num_views + 1
@@ -220,9 +230,9 @@ def bake(
         report(step + 1, total)
 
     report(0, total)
-    atlas = unwrap(low, settings.texture_size, options.unwrap)
+    atlas = unwrap(surfaces.low, settings.texture_size, options.unwrap)
     report(1, total)
-    texture = bake_texture(atlas, dense, gaussian, settings.texture_size, options, painted)
+    texture = bake_texture(atlas, surfaces.dense, gaussian, settings.texture_size, options, painted)
     report(total, total, previews.array(texture))
     return TexturedMesh(atlas.vertices, atlas.faces, atlas.uvs, atlas.normals, texture)
 

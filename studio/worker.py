@@ -24,8 +24,9 @@ import os
 import signal
 import threading
 import traceback
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -49,12 +50,14 @@ class Options:
         device: None takes a GPU if there is one.
         cache_folder: of the stage cache; None keeps nothing.
         cache_bytes: its bound.
+        backends: by need, the name of what is to do that part of the work; all others are chosen automatically.
     """
 
     checkpoint: str | None = None
     device: str | None = None
     cache_folder: Path | None = None
     cache_bytes: int = 4 * 2**30
+    backends: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -101,8 +104,9 @@ class _Worker:
         threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
         try:
             engine = load_engine(
-                self._options.checkpoint, self._options.device, lambda sentence: self._send("say", sentence)
-            )
+                self._options.checkpoint, self._options.device, lambda sentence: self._send("say", sentence),
+                self._options.backends,
+            )  # fmt: skip
             pace = engine.pace
         except Exception as error:
             self._tell_failure(error)

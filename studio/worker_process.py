@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import signal
 import time
@@ -15,6 +16,9 @@ from studio.job import Job
 from studio.worker import Options, Ready, main
 from trellis.errors import InputError
 
+logger = logging.getLogger(__name__)
+
+GRACE_SECONDS = 30.0  # after a cancel without news of the job; one step may take that long, and a new start too
 SILENCE_SECONDS = 300.0  # without a heartbeat; one compiled call that holds the interpreter may take a minute
 _LOADING_SECONDS = 600.0  # the same while torch is imported and the networks are loaded, perhaps over a network
 
@@ -26,12 +30,17 @@ class WorkerProcess:
         options: what to load.
         say: told what it does while it starts.
         silence: seconds without a sign of life after which it counts as hung.
+        grace: seconds that a cancelled job may go on for without news, before the process is ended.
     """
 
     def __init__(
-        self, options: Options, say: Callable[[str], None] = lambda sentence: None, silence: float = SILENCE_SECONDS
+        self,
+        options: Options,
+        say: Callable[[str], None] = lambda sentence: None,
+        silence: float = SILENCE_SECONDS,
+        grace: float = GRACE_SECONDS,
     ) -> None:
-        self._options, self._say, self._silence = options, say, silence
+        self._options, self._say, self._silence, self._grace = options, say, silence, grace
         self._process: Any = None
         self._pipe: Any = None
         self._last_sign = 0.0
@@ -78,15 +87,24 @@ class WorkerProcess:
     def run(self, job: Job, cancelled: Callable[[], bool]) -> Iterator[tuple[str, Any]]:
         """Run a job: ("event", ...) as they come, "tick" now and then, and one of "done", "cancelled" at the end.
 
+        A job that is cancelled and neither ends nor tells anything new is ended together with the process.
+
         Raises InputError or JobError as the job did, and JobError (kind "worker") if the process died or hung.
         """
-        asked = False
+        waiting_since: float | None = None  # for the end of a cancelled job
         self._send(("run", job))
         self._last_sign = time.monotonic()
         for kind, content in self._messages("in the middle of the job", self._silence):
-            if not asked and cancelled():
+            if waiting_since is None and cancelled():
                 self._send(("cancel", job.id))
-                asked = True
+                waiting_since = time.monotonic()
+            elif waiting_since is not None and kind == "event":  # a refinement brings what it has to an end
+                waiting_since = time.monotonic()
+            elif waiting_since is not None and time.monotonic() - waiting_since > self._grace:
+                logger.warning("A cancelled job did not end within %g seconds; its worker is replaced.", self._grace)
+                self.stop()
+                yield "cancelled", None
+                return
             if kind == "refused":
                 raise _refusal(content)
             if kind == "failed":

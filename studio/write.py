@@ -48,12 +48,16 @@ def write_files(run: Run, recipe: Recipe, job: Job, engine: Engine, folder: Path
     gaussian, decoded = recipe["decode"].value()
     asset, film = recipe["bake"].value(), recipe["video"].value()
     registered = pipeline.camera_frame == "object"
-    quality = run.timed("report", partial(_check, asset, gaussian, cameras if registered else None, prepared, settings,
-                                          folder))  # fmt: skip
+    quality = run.timed(
+        "report",
+        partial(_check, asset, recipe["mesh"].value().hausdorff, gaussian, cameras if registered else None, prepared,
+                settings, folder),
+    )  # fmt: skip
 
     def write(report: stages.Report) -> list[str]:
         report(0, 4)
         asset.export(folder / MESH)
+        quality["mesh"]["file_bytes"] = (folder / MESH).stat().st_size
         report(1, 4)
         gaussian.save_ply(folder / SPLATS, frame="gltf")
         (folder / VIDEO).write_bytes(film)
@@ -101,13 +105,13 @@ def write_files(run: Run, recipe: Recipe, job: Job, engine: Engine, folder: Path
 
 
 def _check(
-    asset: Any, gaussian: Any, cameras: Cameras | None, prepared: list[Any], settings: Any, folder: Path,
-    report: stages.Report,
+    asset: Any, hausdorff: float, gaussian: Any, cameras: Cameras | None, prepared: list[Any], settings: Any,
+    folder: Path, report: stages.Report,
 ) -> dict[str, Any]:  # fmt: skip
     """Measure the asset; pictures go to the folder. Without registered cameras only the mesh can be looked at."""
     total = len(prepared) + 2
     report(0, total)
-    health = mesh_health(asset)
+    health = mesh_health(asset, hausdorff=hausdorff)
     state = {**health.as_dict(), "concerns": health.concerns}
     quality: dict[str, Any] = {"mesh": state, "agreement": None, "coverage": None}
     if cameras is not None:

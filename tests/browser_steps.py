@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from PIL import Image
 
@@ -13,10 +14,19 @@ WAIT = 120_000  # milliseconds; generous, for machines that do other things as w
 HARMLESS = ("queue/data", "ERR_ABORTED", "heartbeat")
 
 
-def open_page(browser, address: str, width: int = 1280, height: int = 800, **options):
-    """A visitor's page; `page.errors` collects what its console complains of."""
-    page = browser.new_context(viewport={"width": width, "height": height}, **options).new_page()
+def open_page(browser, address: str, width: int = 1280, height: int = 800, apart: bool = False):
+    """A visitor's page; `page.errors` collects what its console complains of, and requests to any other host.
+
+    It is a tab of one browser, which has the scripts compiled after the first page; or that of a browser `apart`, of
+    which many need their own, because a browser keeps no more than six connections to a host.
+    """
+    shared = browser.contexts[0] if browser.contexts and not apart else browser.new_context()
+    page = shared.new_page()
+    page.set_viewport_size({"width": width, "height": height})
     page.errors = []
+    own = urlsplit(address).netloc
+    page.on("request", lambda request: _note_stranger(page, request.url, own))
+    page.on("websocket", lambda socket: _note_stranger(page, socket.url, own))
     page.on("console", lambda message: page.errors.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: page.errors.append(str(error)))
     page.goto(address, timeout=WAIT)
@@ -25,9 +35,15 @@ def open_page(browser, address: str, width: int = 1280, height: int = 800, **opt
     return page
 
 
+def _note_stranger(page, address: str, own: str) -> None:
+    parts = urlsplit(address)
+    if parts.scheme not in ("data", "blob", "about") and parts.netloc != own:
+        page.errors.append(f"The page asked another host: {address}")
+
+
 def close_page(page) -> None:
-    """Close it; its console must have been quiet."""
-    page.context.close()
+    """Close it; its console must have been quiet, and nothing been asked of another host."""
+    page.close()
     errors = [error for error in page.errors if not any(part in error for part in HARMLESS)]
     assert not errors, errors
 
@@ -53,6 +69,11 @@ def press(page, selector: str) -> None:
     page.click(selector)
 
 
+def turn_to(page, tabs: str, title: str) -> None:
+    """Open a tab by its title."""
+    page.click(f"{tabs} button[role=tab] >> text={title}")
+
+
 def set_number(page, selector: str, value: float) -> None:
     page.fill(f"{selector} input[type=number]", str(value))
     page.keyboard.press("Tab")
@@ -61,7 +82,7 @@ def set_number(page, selector: str, value: float) -> None:
 def choose_quick_settings(page, frames: int = 8, size: int = 64) -> None:
     """The shortest turntable, which takes most of the time with tiny networks."""
     page.click("#settings > button")
-    page.click("#settings button[role=tab] >> text=Model file")
+    turn_to(page, "#settings", "Model file")
     set_number(page, "#setting-texture_size", 512)
     set_number(page, "#setting-video_frames", frames)
     set_number(page, "#setting-video_size", size)

@@ -115,7 +115,8 @@ def write_tiny_checkpoint(folder: Path, camera_frame: str = "object", use_fp16: 
         "image_resolution": IMAGE_RESOLUTION,
         "camera_frame": camera_frame,
     }
-    (folder / "pipeline.json").write_text(json.dumps({"name": "TrellisVGGTTo3DPipeline", "args": args}, indent=1))
+    content = {"name": "TrellisVGGTTo3DPipeline", "licence": "CC0-1.0", "args": args}
+    (folder / "pipeline.json").write_text(json.dumps(content, indent=1))
     return folder
 
 

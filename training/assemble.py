@@ -52,6 +52,7 @@ def assemble(runs: Path, out: Path, tiny: bool = False) -> None:
 
     pipeline = {
         "name": "TrellisVGGTTo3DPipeline",
+        "licence": "Apache-2.0",
         "args": {
             "models": {key: stems[key] for key in PARTS},
             "sparse_structure_sampler": sampler(STRUCTURE_PARAMS),

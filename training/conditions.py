@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from training.data.objects import Instances
@@ -15,19 +16,32 @@ SIGMA_MIN = 1e-5
 DROP = 0.1  # share of samples trained without condition, for classifier-free guidance (Ho and Salimans 2022)
 
 
+def image_encoder(run: Run) -> nn.Module:
+    """The trained image encoder of a run folder."""
+    return run.frozen("image_encoder", "dinov2", DinoVisionTransformer(**run.sizes.networks["dinov2"]))
+
+
 class FrozenEncoders:
-    """The trained VGGT and image encoder of a run folder."""
+    """The trained VGGT and image encoder of a run folder; VGGT's latest weights while it is still in training."""
+
+    LOOK_EVERY = 100  # calls
 
     def __init__(self, run: Run):
-        self.run = run
+        self.run, self.calls = run, 0
+        self.file = run.weights_of("vggt", "vggt")
+        self.read_at = self.file.stat().st_mtime
         self.vggt = run.frozen("vggt", "vggt", VGGT(**run.sizes.networks["vggt"]))
-        self.dino = run.frozen("image_encoder", "dinov2", DinoVisionTransformer(**run.sizes.networks["dinov2"]))
+        self.dino = image_encoder(run)
 
     @torch.no_grad()
     def __call__(self, instances: Instances, per_scene: int) -> tuple[list[Tensor | None], Tensor]:
         """Render `per_scene` views of each instance and return the aggregator's token list [B, n, P, 2C] and the
         image tokens [B, n, P, D]."""
         run = self.run
+        self.calls += 1
+        if self.calls % self.LOOK_EVERY == 0 and (written := self.file.stat().st_mtime) != self.read_at:
+            self.vggt.load_state_dict(load_file(self.file))
+            self.read_at = written
         views = random_views(instances, per_scene, run.sizes.image_size, run.generator)
         images = degrade(render(run.library, instances, views, run.generator).images, run.generator)
         shape = (len(instances.objects), per_scene)

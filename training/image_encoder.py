@@ -7,11 +7,11 @@ Its layer-normed tokens predict, per patch, 7 x 7 base colours, 7 x 7 coverage a
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.data.scenes import degrade, random_views, render
+from training.graphs import Batch
 from training.loop import Run, parser
 from trellis.models import DinoVisionTransformer
 from trellis.modules.tables import imagenet_statistics
@@ -43,25 +43,28 @@ def main(argv: list[str] | None = None) -> None:
     model = DinoVisionTransformer(**run.sizes.networks["dinov2"])
     width = run.sizes.networks["dinov2"]["embed_dim"]
     head = nn.Linear(width, CELL * CELL * 4 + 3)
-    for _ in run.train({"dinov2": model, "head": head}):
-        with torch.no_grad():
-            instances = run.library.random_instances(run.batch(256), run.generator)
-            views = random_views(instances, 2, run.sizes.image_size, run.generator)
-            rendering = render(run.library, instances, views, run.generator)
-            images = degrade(rendering.images, run.generator)
-            colour, coverage, normal = patch_targets(rendering, run.sizes.networks["dinov2"]["patch_size"])
+    n = CELL * CELL
+
+    def draw(step: int) -> Batch:
+        instances = run.library.random_instances(run.batch(256), run.generator)
+        views = random_views(instances, 2, run.sizes.image_size, run.generator)
+        rendering = render(run.library, instances, views, run.generator)
+        images = degrade(rendering.images, run.generator)
+        targets = patch_targets(rendering, run.sizes.networks["dinov2"]["patch_size"])
+        return {"images": images, **dict(zip(("colour", "coverage", "normal"), targets, strict=True))}
+
+    def losses(batch: Batch) -> dict[str, Tensor]:
         with run.autocast():
-            prediction = head(image_tokens(model, images)[:, 5:])
-        prediction = prediction.float()
-        n = CELL * CELL
-        covered = coverage.repeat(1, 1, 3)
-        run.update(
-            {
-                "colour": 4 * ((prediction[..., : 3 * n] - colour) * (covered > 0)).abs().mean() / covered.mean(),
-                "coverage": (prediction[..., 3 * n : 4 * n] - coverage).abs().mean(),
-                "normal": (prediction[..., 4 * n :] - normal).abs().mean(),
-            }
-        )
+            prediction = head(image_tokens(model, batch["images"])[:, 5:])
+        colours, coverage, normal = prediction.float().split([3 * n, n, 3], -1)
+        covered = batch["coverage"].repeat(1, 1, 3)
+        return {
+            "colour": 4 * ((colours - batch["colour"]) * (covered > 0)).abs().mean() / covered.mean(),
+            "coverage": (coverage - batch["coverage"]).abs().mean(),
+            "normal": (normal - batch["normal"]).abs().mean(),
+        }
+
+    run.train({"dinov2": model, "head": head}, draw, losses)
 
 
 if __name__ == "__main__":

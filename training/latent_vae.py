@@ -17,6 +17,7 @@ from torch import Tensor
 from training.conditions import count_parameters
 from training.data.surface import SurfaceCache
 from training.data.voxels import VoxelBatch, corner_targets, voxelise
+from training.graphs import Batch
 from training.loop import Run, parser
 from trellis.models import SLatEncoder, SLatGaussianDecoder, SLatMeshDecoder
 from trellis.modules.sparse import SparseTensor
@@ -76,7 +77,7 @@ def latent_statistics(run: Run, cache: SurfaceCache, encoder: SLatEncoder, round
     """Mean and deviation of each latent channel over training objects, for `slat_normalization`."""
     latents = []
     for _ in range(rounds):
-        instances = run.library.random_instances(run.batch(12), run.generator)
+        instances = run.library.random_instances(run.batch(8), run.generator)
         samples = cache.sample(instances, run.sizes.surface_samples, run.generator)
         voxels = voxelise(samples, run.sizes.resolution)
         with run.autocast():
@@ -97,11 +98,14 @@ def main(argv: list[str] | None = None) -> None:
     gaussians = SLatGaussianDecoder(**networks["slat_decoder_gs"])
     mesh = SLatMeshDecoder(**networks["slat_decoder_mesh"])
     print(f"[latent_vae] {count_parameters(encoder, gaussians, mesh):.1f} M parameters", flush=True)
-    for _ in run.train({"encoder": encoder, "gs": gaussians, "mesh": mesh}):
-        with torch.no_grad():
-            instances = run.library.random_instances(run.batch(12), run.generator)
-            samples = cache.sample(instances, run.sizes.surface_samples, run.generator)
-            voxels = voxelise(samples, run.sizes.resolution)
+
+    def draw(step: int) -> Batch:
+        instances = run.library.random_instances(run.batch(12), run.generator)
+        samples = cache.sample(instances, run.sizes.surface_samples, run.generator)
+        return {"instances": instances, "samples": samples, "voxels": voxelise(samples, run.sizes.resolution)}
+
+    def losses(batch: Batch) -> dict[str, Tensor]:
+        voxels = batch["voxels"]
         x = SparseTensor(feats=voxels.feats, coords=voxels.coords)
         with run.autocast():
             z, mean, logvar = encoder(x, sample_posterior=True, return_raw=True)
@@ -112,10 +116,17 @@ def main(argv: list[str] | None = None) -> None:
             cubes = mesh.decode_raw(z)
         mean, logvar = (v.feats.float() if isinstance(v, SparseTensor) else v.float() for v in (mean, logvar))
         with torch.no_grad():
-            targets = corner_targets(cubes.coords, samples, cache, instances, mesh.output_resolution)
-        losses = gaussian_losses(raw.replace(raw.feats.float()), gaussians, voxels) | mesh_losses(cubes, targets)
-        losses["kl"] = KL_WEIGHT * 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum(1).mean()
-        run.update(losses)
+            targets = corner_targets(
+                cubes.coords, batch["samples"], cache, batch["instances"], mesh.output_resolution
+            )
+        return {
+            **gaussian_losses(raw.replace(raw.feats.float()), gaussians, voxels),
+            **mesh_losses(cubes, targets),
+            "kl": KL_WEIGHT * 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum(1).mean(),
+        }
+
+    # Every batch has its own number of voxels, so its steps cannot be recorded.
+    run.train({"encoder": encoder, "gs": gaussians, "mesh": mesh}, draw, losses, graphs=False)
     encoder.load_state_dict({k[8:]: v for k, v in run.average.items() if k.startswith("encoder.")})
     statistics = latent_statistics(run, cache, encoder.eval(), rounds=2 if args.tiny else 20)
     (run.folder / "normalization.json").write_text(json.dumps(statistics, indent=1))

@@ -9,17 +9,19 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from training.assemble import EXTRA, PARTS
 from training.data.objects import ObjectLibrary
+from training.graphs import Batch, GraphedStep, drawn_ahead
 from training.settings import Sizes, sizes
-from trellis.modules.norm import ChannelLayerNorm32
 from trellis.pipelines.quantisation import dequantise
 
 
@@ -34,7 +36,6 @@ def parser(description: str, minutes: float, learning_rate: float) -> argparse.A
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     p.add_argument("--init", type=Path, help="folder of runs, or an assembled checkpoint, whose weights to start from")
-    p.add_argument("--compile", action="store_true", help="torch.compile the transformer blocks")
     p.add_argument("--tiny", action="store_true", help="shrunken networks and data, for a test on a CPU")
     p.add_argument("--batch-scale", type=float, help="multiply every batch size, for smaller or larger devices")
     p.add_argument("--objects", type=int, help="use only the first so many objects")
@@ -58,7 +59,8 @@ class Run:
         self.networks = nn.ModuleDict()
         self.average: dict[str, Tensor] = {}
         self.step = 0
-        self.losses: dict[str, list[Tensor]] = {}
+        self.losses: list[Tensor] = []  # of the latest steps, one row for each
+        self.names: list[str] = []  # of the losses
         self.folder = args.out / name
         self.folder.mkdir(parents=True, exist_ok=True)
 
@@ -70,38 +72,72 @@ class Run:
         """bfloat16 on a GPU, nothing on a CPU."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
 
-    def train(self, networks: dict[str, nn.Module]) -> Iterator[int]:
-        """Yield step numbers until time or steps run out; call `update(losses)` in each. It resumes and saves alone."""
+    def train(
+        self,
+        networks: dict[str, nn.Module],
+        draw: Callable[[int], Batch],
+        losses: Callable[[Batch], dict[str, Tensor]],
+        graphs: bool = True,
+    ) -> None:
+        """Train until time or steps run out; resumes, averages, logs and saves.
+
+        Args:
+            networks: under the names of their files.
+            draw: the batch of a step, without gradients; it is called ahead of time.
+            losses: of a batch; their sum is minimised.
+            graphs: on a GPU, record the step as CUDA graphs (see `GraphedStep` for what it then may not do).
+        """
         self.networks = nn.ModuleDict(networks).to(self.device).train()
+        on_gpu = self.device.type == "cuda"
         parameters = [p for p in self.networks.parameters() if p.requires_grad]
+        self.rate = torch.zeros((), device=self.device)  # a tensor, so that recorded steps follow the schedule
         self.optimiser = torch.optim.AdamW(
             [
                 {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": 0.01},
                 {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
             ],
-            lr=self.args.lr,
+            lr=self.rate,
             betas=(0.9, 0.98),
-            fused=self.device.type == "cuda",
+            fused=True,
+            capturable=on_gpu,
         )
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.rate  # one tensor for all groups
         self._resume()
         if not self.average:
             self.average = {k: v.detach().clone() for k, v in self.networks.state_dict().items()}
-        if self.args.compile:
-            compile_blocks(self.networks)
+
+        def step(batch: Batch) -> Tensor:
+            self.watched: dict[str, Tensor] = {}
+            values = losses(batch)
+            self._descend(sum(values.values()))
+            shown = values | self.watched
+            self.names = list(shown)
+            return torch.stack([value.detach().float() for value in shown.values()])
+
+        take_step = GraphedStep(step) if graphs and on_gpu else step
         self.loop_started = last_log = last_export = time.monotonic()
-        while (progress := self.progress()) < 1:
-            for group in self.optimiser.param_groups:
-                group["lr"] = self.args.lr * self._schedule(progress)
-            yield self.step
-            self.step += 1
-            if time.monotonic() - last_log > 15:
-                last_log = time.monotonic()
-                self._log()
-            if time.monotonic() - last_export > 120:
-                last_export = time.monotonic()
-                self.export()
+        with _own_stream() if on_gpu else nullcontext():  # the default one cannot be recorded
+            batches = drawn_ahead(draw, self.step, self.device)
+            while (progress := self.progress()) < 1:
+                self.rate.fill_(self.args.lr * self._schedule(progress))
+                self.losses.append(take_step(next(batches)))
+                self._average()
+                self.step += 1
+                if time.monotonic() - last_log > 15:
+                    last_log = time.monotonic()
+                    self._log()
+                if time.monotonic() - last_export > 120:
+                    last_export = time.monotonic()
+                    self.export()
+        if on_gpu:
+            torch.cuda.synchronize(self.device)
         self._log()
         self.save()
+
+    def watch(self, name: str, value: Tensor) -> None:
+        """Show a number beside the losses of the step that is being computed."""
+        self.watched[name] = value
 
     def progress(self) -> float:
         """Fraction of the run done, by steps when given, else by time."""
@@ -115,27 +151,24 @@ class Run:
         decay = max(0.0, (progress - 0.4) / 0.6)
         return warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(decay, 1.0))))
 
-    def update(self, losses: dict[str, Tensor]) -> None:
-        """Back-propagate the sum of `losses`, clip, step, and follow with the averaged weights."""
-        total = sum(losses.values())
+    def _descend(self, total: Tensor) -> None:
+        """Back-propagate, clip each network's gradient to length 1, and step unless something is not finite."""
         self.optimiser.zero_grad(set_to_none=True)
         total.backward()
-        norm = nn.utils.clip_grad_norm_(self.networks.parameters(), 1.0)
-        if bool(torch.isfinite(norm)):
-            self.optimiser.step()
+        norms = [nn.utils.clip_grad_norm_(network.parameters(), 1.0) for network in self.networks.values()]
+        self.optimiser.found_inf = (~torch.isfinite(torch.stack(norms).sum())).float()
+        self.optimiser.step()
+
+    def _average(self) -> None:
+        """Follow the weights with their exponential average."""
         decay = min(0.999, (1 + self.step) / (10 + self.step))
-        state = self.networks.state_dict()
-        averages, values = zip(
-            *[(self.average[k], v) for k, v in state.items() if v.is_floating_point()], strict=True
-        )
-        torch._foreach_lerp_(list(averages), list(values), 1 - decay)
-        for key, value in losses.items():
-            self.losses.setdefault(key, []).append(value.detach())
+        state = {k: v for k, v in self.networks.state_dict().items() if v.is_floating_point()}
+        torch._foreach_lerp_([self.average[k] for k in state], list(state.values()), 1 - decay)
 
     def _log(self) -> None:
-        means = {k: torch.stack(v[-200:]).float().mean().item() for k, v in self.losses.items() if v}
-        self.losses = {}
-        text = " ".join(f"{k} {v:.4f}" for k, v in means.items())
+        means = torch.stack(self.losses[-200:]).mean(0).tolist() if self.losses else []
+        self.losses = []
+        text = " ".join(f"{k} {v:.4f}" for k, v in zip(self.names, means, strict=False))
         rate = self.step / max(time.monotonic() - self.loop_started, 1e-6)
         print(f"[{self.name}] {self.progress():.0%} step {self.step} ({rate:.1f}/s) {text}", flush=True)
 
@@ -186,40 +219,42 @@ class Run:
             if self.args.init is None:
                 continue
             stem = stems.get((self.name, name), name)
-            for file in (f"{self.name}/{name}.safetensors", f"ckpts/{stem}.safetensors"):
-                path = self.args.init / file
-                if path.exists():
-                    network.load_state_dict(dequantise(load_file(path)))
-                    print(f"[{self.name}] {name} starts from {path}", flush=True)
+            # The structure flow is also trained along with VGGT.
+            files = f"{self.name}/{name}", f"vggt/{name}", f"ckpts/{stem}"
+            found = [path for file in files if (path := self.args.init / f"{file}.safetensors").exists()]
+            if found:
+                weights = dequantise(load_file(found[0]))
+                network.load_state_dict({k: _fitted(v, network.state_dict()[k]) for k, v in weights.items()})
+                print(f"[{self.name}] {name} starts from {found[0]}", flush=True)
+
+    def weights_of(self, run: str, network: str) -> Path:
+        """Where another script keeps the averaged weights of a network."""
+        return self.args.out / run / f"{network}.safetensors"
 
     def frozen(self, run: str, network: str, module: nn.Module) -> nn.Module:
         """Load the averaged weights of another script's network and freeze it."""
-        weights = load_file(self.args.out / run / f"{network}.safetensors")
-        module.load_state_dict(weights)
-        if self.args.compile:
-            compile_norms(module)  # the blocks would be compiled for every number of views, to little gain
+        module.load_state_dict(load_file(self.weights_of(run, network)))
         return module.to(self.device).eval().requires_grad_(False)
+
+
+@contextmanager
+def _own_stream() -> Iterator[None]:
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        yield
+
+
+def _fitted(value: Tensor, wanted: Tensor) -> Tensor:
+    """A position table [1, 1 + side^2, C] of another image size, resampled; everything else as it is."""
+    if value.shape == wanted.shape or value.ndim != 3:
+        return value
+    grids = [math.isqrt(x.shape[1] - 1) for x in (value, wanted)]
+    table = value[:, 1:].float().unflatten(1, (grids[0], grids[0])).permute(0, 3, 1, 2)
+    table = F.interpolate(table, size=(grids[1], grids[1]), mode="bicubic", align_corners=False)
+    return torch.cat([value[:, :1].float(), table.flatten(2).transpose(1, 2)], 1)
 
 
 def _half(value: Tensor) -> Tensor:
     value = value.detach().cpu().contiguous()
     return value.half() if value.is_floating_point() else value
-
-
-def compile_blocks(module: nn.Module) -> None:
-    """Compile each dense transformer block on its own (equal blocks and equal shapes share one compilation), and the
-    channel norms."""
-    for child in module.modules():
-        if type(child).__name__.endswith("Block") and hasattr(child, "mlp"):
-            child.compile(dynamic=False)
-    compile_norms(module)
-
-
-def compile_norms(module: nn.Module) -> None:
-    """Compile the channel norms, whose stock kernel spends a thread block on every voxel."""
-    import torch._dynamo
-
-    torch._dynamo.config.cache_size_limit = 64
-    for child in module.modules():
-        if isinstance(child, ChannelLayerNorm32):
-            child.compile(dynamic=False)

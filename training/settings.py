@@ -15,7 +15,7 @@ LATENT_CHANNELS = ENCODED_CHANNELS + 3
 
 MINI: dict[str, dict] = {
     "vggt": {
-        "img_size": 224,
+        "img_size": 168,
         "patch_size": 14,
         "embed_dim": 256,
         "depth": 5,
@@ -27,7 +27,7 @@ MINI: dict[str, dict] = {
         "intermediate_layers": [1, 2, 3, 4],
     },
     "dinov2": {
-        "img_size": 224,
+        "img_size": 168,
         "patch_size": 14,
         "embed_dim": 128,
         "depth": 4,
@@ -141,7 +141,7 @@ def sizes(tiny: bool = False) -> Sizes:
     """`MINI`, or the same networks shrunk to a few thousand weights at 56 px and 8^3 voxels."""
     networks = copy.deepcopy(MINI)
     if not tiny:
-        return Sizes(networks, 224, RESOLUTION, 65536, 40, 288, 1.0)
+        return Sizes(networks, 168, RESOLUTION, 49152, 28, 256, 1.0)
     levels = [0, 0, 1, 1]
     networks["vggt"].update(
         img_size=56, embed_dim=32, depth=2, num_heads=2, patch_embed={"depth": 1, "num_heads": 2},

@@ -1,6 +1,6 @@
 """Structure conditioner and flow transformer: noise to the 16^3 x 8 structure latent, under the tokens of all views.
 
-    python -m training.structure_flow --data objects.safetensors --out runs --minutes 12 --compile
+    python -m training.structure_flow --data objects.safetensors --out runs --minutes 12
 """
 
 from __future__ import annotations
@@ -10,13 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from training.conditions import FrozenEncoders, ReadOut, count_parameters, drop_mask, noised, sample_times
-from training.data.surface import SurfaceCache
+from training.data.objects import Instances
 from training.data.voxels import occupancy
+from training.graphs import Batch
 from training.loop import Run, parser
+from training.structure_vae import structure_surfaces
 from trellis.models import ModulatedMultiViewCond, SparseStructureEncoder, SparseStructureFlowModel
 
 DRAWS = 3  # times and noises for each rendered scene: rendering and reading views costs more than the flow itself
-VIEWS = (4, 2, 4, 8, 4, 1)  # few different shapes, so that compiled blocks are reused
+VIEWS = (4, 2, 4, 8, 4, 1)  # few different shapes, so that recorded steps are reused
 
 
 def by_token(grid: Tensor, tokens: int) -> Tensor:
@@ -26,43 +28,71 @@ def by_token(grid: Tensor, tokens: int) -> Tensor:
     return cells.permute(0, 1, 3, 5, 2, 4, 6).reshape(len(grid), tokens**3, side**3)
 
 
+class StructureTask:
+    """What the structure conditioner and flow are trained on: targets of random instances, and the losses."""
+
+    def __init__(self, run: Run):
+        self.run = run
+        sizes = run.sizes
+        structure = SparseStructureEncoder(**sizes.networks["ss_encoder"])
+        self.encoder = run.frozen("structure_vae", "encoder", structure)
+        self.cache = structure_surfaces(run)
+        self.cond = ModulatedMultiViewCond(**sizes.networks["ss_cond"])
+        self.flow = SparseStructureFlowModel(**sizes.networks["ss_flow"])
+        self.side = self.flow.resolution // self.flow.patch_size  # tokens along an edge
+        self.read_out = ReadOut(self.flow, (sizes.resolution // self.side) ** 3)
+        self.networks = {"cond": self.cond, "flow": self.flow, "read_out": self.read_out}
+        print(f"[{run.name}] structure: {count_parameters(self.cond, self.flow):.1f} M parameters", flush=True)
+
+    def draw(self, instances: Instances, draws: int) -> Batch:
+        """Noisy latents of each instance at `draws` times, what is to be predicted of them, and who sees the views."""
+        run, count = self.run, draws * len(instances.objects)
+        samples = self.cache.sample(instances, self.cache.count, run.generator)
+        grid = occupancy(samples, run.sizes.resolution)
+        with run.autocast():
+            data = self.encoder(grid).float().repeat(draws, 1, 1, 1, 1)
+        noise = torch.randn(data.shape, generator=run.generator, device=run.device)
+        time = sample_times(count, run.generator, run.device)
+        noisy, velocity = noised(data, noise, time[:, None, None, None, None])
+        return {
+            "noisy": noisy,
+            "velocity": velocity,
+            "time": time,
+            "keep": drop_mask(count, run.generator, run.device),
+            "cells": by_token(grid, self.side),
+        }
+
+    def losses(self, tokens: list[Tensor | None], image_cond: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Errors of the velocity and of the occupancy that is read off on the way."""
+        keep, draws = batch["keep"], len(batch["time"]) // len(image_cond)
+        with self.run.autocast():
+            context = self.cond(tokens, image_cond).repeat(draws, 1, 1) * keep[:, None, None]
+            prediction = self.flow(batch["noisy"], 1000 * batch["time"], context)
+            cells = self.read_out()
+        target = batch["cells"].repeat(draws, 1, 1)
+        occupied = F.binary_cross_entropy_with_logits(cells.float(), target, reduction="none").mean((1, 2))
+        return {
+            "flow": (prediction.float() - batch["velocity"]).square().mean(),
+            "cells": 2 * (keep * occupied).mean(),
+        }
+
+
 def main(argv: list[str] | None = None) -> None:
     args = parser(__doc__, minutes=12, learning_rate=8e-4).parse_args(argv)
     run = Run("structure_flow", args)
-    encoders = FrozenEncoders(run)
-    structure = SparseStructureEncoder(**run.sizes.networks["ss_encoder"])
-    structure = run.frozen("structure_vae", "encoder", structure)
-    cache = SurfaceCache(
-        run.library, run.sizes.surface_samples, run.sizes.surface_views, run.sizes.surface_depth_size
-    )
-    cond = ModulatedMultiViewCond(**run.sizes.networks["ss_cond"])
-    flow = SparseStructureFlowModel(**run.sizes.networks["ss_flow"])
-    side = flow.resolution // flow.patch_size  # tokens along an edge
-    read_out = ReadOut(flow, (run.sizes.resolution // side) ** 3)
-    print(f"[structure_flow] {count_parameters(cond, flow):.1f} M parameters", flush=True)
-    for step in run.train({"cond": cond, "flow": flow, "read_out": read_out}):
-        per_scene = VIEWS[step % len(VIEWS)]
-        scenes = run.batch(80)
-        count = scenes * DRAWS
-        with torch.no_grad():
-            instances = run.library.random_instances(scenes, run.generator)
-            tokens, image_cond = encoders(instances, per_scene)
-            samples = cache.sample(instances, run.sizes.surface_samples, run.generator)
-            grid = occupancy(samples, run.sizes.resolution)
-            with run.autocast():
-                data = structure(grid).float()
-            data = data.repeat(DRAWS, 1, 1, 1, 1)
-            noise = torch.randn(data.shape, generator=run.generator, device=run.device)
-            t = sample_times(count, run.generator, run.device)
-            x, velocity = noised(data, noise, t[:, None, None, None, None])
-            keep = drop_mask(count, run.generator, run.device)
-        with run.autocast():
-            context = cond(tokens, image_cond[:, :, 5:]).repeat(DRAWS, 1, 1) * keep[:, None, None]
-            prediction = flow(x, 1000 * t, context)
-            cells = read_out()
-        target = by_token(grid, side).repeat(DRAWS, 1, 1)
-        occupied = F.binary_cross_entropy_with_logits(cells.float(), target, reduction="none").mean((1, 2))
-        run.update({"flow": (prediction.float() - velocity).square().mean(), "cells": 2 * (keep * occupied).mean()})
+    encoders, task = FrozenEncoders(run), StructureTask(run)
+
+    def draw(step: int) -> Batch:
+        instances = run.library.random_instances(run.batch(80), run.generator)
+        tokens, image_cond = encoders(instances, VIEWS[step % len(VIEWS)])
+        levels = {f"level {index}": t for index, t in enumerate(tokens) if t is not None}
+        return {**levels, "image_cond": image_cond[:, :, 5:], **task.draw(instances, DRAWS)}
+
+    def losses(batch: Batch) -> dict[str, Tensor]:
+        tokens = [batch.get(f"level {index}") for index in range(1 + max(task.cond.levels))]
+        return task.losses(tokens, batch["image_cond"], batch)
+
+    run.train(task.networks, draw, losses)
 
 
 if __name__ == "__main__":

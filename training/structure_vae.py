@@ -1,19 +1,29 @@
 """Sparse-structure autoencoder: 32^3 occupancy to a 16^3 x 8 latent and back.
 
-    python -m training.structure_vae --data objects.safetensors --out runs --minutes 1.5 --compile
+    python -m training.structure_vae --data objects.safetensors --out runs --minutes 1.5
 """
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from training.data.surface import SurfaceCache
 from training.data.voxels import occupancy
+from training.graphs import Batch
 from training.loop import Run, parser
 from trellis.models import SparseStructureDecoder, SparseStructureEncoder
 
 KL_WEIGHT = 1e-3
+
+
+def structure_surfaces(run: Run) -> SurfaceCache:
+    """Surface samples for occupancy alone, which asks for fewer than what goes on inside the voxels."""
+    sizes = run.sizes
+    return SurfaceCache(
+        run.library, sizes.surface_samples // 2, sizes.surface_views // 2, sizes.surface_depth_size * 3 // 4
+    )
 
 
 def unit_latent(weights: dict[str, torch.Tensor], std: torch.Tensor) -> None:
@@ -34,22 +44,28 @@ def unit_latent(weights: dict[str, torch.Tensor], std: torch.Tensor) -> None:
 def main(argv: list[str] | None = None) -> None:
     args = parser(__doc__, minutes=1.5, learning_rate=2e-3).parse_args(argv)
     run = Run("structure_vae", args)
-    cache = SurfaceCache(
-        run.library, run.sizes.surface_samples, run.sizes.surface_views, run.sizes.surface_depth_size
-    )
+    cache = structure_surfaces(run)
     encoder = SparseStructureEncoder(**run.sizes.networks["ss_encoder"])
     decoder = SparseStructureDecoder(**run.sizes.networks["ss_decoder"])
     if run.device.type == "cuda":
         encoder.to(memory_format=torch.channels_last_3d)
         decoder.to(memory_format=torch.channels_last_3d)
-    for _ in run.train({"encoder": encoder, "decoder": decoder}):
+    spread = torch.ones(0)
+
+    def draw(step: int) -> Batch:
         instances = run.library.random_instances(run.batch(96), run.generator)
-        samples = cache.sample(instances, run.sizes.surface_samples, run.generator)
+        samples = cache.sample(instances, cache.count, run.generator)
         grid = occupancy(samples, run.sizes.resolution)
+        shape = len(grid), *[run.sizes.networks["ss_encoder"]["latent_channels"], *[run.sizes.resolution // 2] * 3]
+        return {"grid": grid, "noise": torch.randn(shape, generator=run.generator, device=run.device)}
+
+    def losses(batch: Batch) -> dict[str, Tensor]:
+        nonlocal spread
+        grid = batch["grid"]
         with run.autocast():
-            _, mean, logvar = encoder(grid, sample_posterior=True, return_raw=True)
+            _, mean, logvar = encoder(grid, sample_posterior=False, return_raw=True)
         mean, logvar = mean.float(), logvar.float()
-        z = mean + torch.randn_like(mean) * torch.exp(0.5 * logvar)
+        z = mean + batch["noise"] * torch.exp(0.5 * logvar)
         with run.autocast():
             logits = decoder(z)
         logits = logits.float()
@@ -57,14 +73,14 @@ def main(argv: list[str] | None = None) -> None:
         overlap = (probability * grid).sum((1, 2, 3, 4))
         dice = 1 - (2 * overlap + 1) / (probability.sum((1, 2, 3, 4)) + grid.sum((1, 2, 3, 4)) + 1)
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-        bce = F.binary_cross_entropy_with_logits(logits, grid, pos_weight=torch.tensor(2.0, device=run.device))
-        run.update({"bce": 4 * bce, "dice": dice.mean(), "kl": KL_WEIGHT * kl})
-        if run.step % 200 == 0:
-            hit = logits > 0
-            union = (hit | (grid > 0)).sum((1, 2, 3, 4)).clamp(min=1)
-            iou = (hit & (grid > 0)).sum((1, 2, 3, 4)) / union
-            print(f"[structure_vae] IoU {iou.median():.3f} latent std {mean.std():.3f}", flush=True)
+        bce = F.binary_cross_entropy_with_logits(logits, grid, pos_weight=torch.full_like(logits[:1], 2.0))
+        hit = logits > 0
+        union = (hit | (grid > 0)).sum((1, 2, 3, 4)).clamp(min=1)
+        run.watch("IoU", ((hit & (grid > 0)).sum((1, 2, 3, 4)) / union).median())
         spread = mean.detach().std((0, 2, 3, 4))
+        return {"bce": 4 * bce, "dice": dice.mean(), "kl": KL_WEIGHT * kl}
+
+    run.train({"encoder": encoder, "decoder": decoder}, draw, losses)
     unit_latent(run.average, spread)
     run.export()
 

@@ -1,6 +1,9 @@
-"""VGGT: cameras in the canonical object frame and a point map, from 2 to 8 views.
+"""VGGT: cameras in the canonical object frame and a point map, from 1 to 8 views.
 
-    python -m training.vggt --data objects.safetensors --out runs --minutes 10 --compile
+    python -m training.vggt --data objects.safetensors --out runs --minutes 12
+
+The structure flow is trained along with it, on a part of the scenes, so that the tokens also learn to say what the flow
+asks of them; `training.structure_flow --init RUNS` then goes on with VGGT as it is.
 """
 
 from __future__ import annotations
@@ -9,13 +12,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.data.scenes import Rendering, Views, degrade, random_views, render
+from training.conditions import image_encoder
+from training.data.scenes import Rendering, degrade, random_views, render
+from training.graphs import Batch
+from training.image_encoder import image_tokens
 from training.loop import Run, parser
+from training.structure_flow import VIEWS, StructureTask
 from trellis.models import VGGT
 
 ITERATION_DECAY = 0.6  # VGGT (Wang et al. 2025) weighs later refinements of the camera more
 CONFIDENCE_WEIGHT = 0.1
-COARSE = 0.55  # share of the run at half the image size, where a step teaches as much about cameras for a quarter
+IMAGES = 288  # views of a step, whatever the number of views of a scene
+DENSE_SHARE = 8  # one view in so many goes through the dense head, the dearest part of a step
+STRUCTURE_SCENES = 32  # of a step, for the structure flow
 
 
 def quaternion_to_matrix(q: Tensor) -> Tensor:
@@ -29,9 +38,8 @@ def quaternion_to_matrix(q: Tensor) -> Tensor:
     return torch.stack(rows, -1).reshape(*q.shape[:-1], 3, 3)
 
 
-def camera_losses(encodings: list[Tensor], views: Views) -> dict[str, Tensor]:
+def camera_losses(encodings: list[Tensor], extrinsics: Tensor, fov: Tensor) -> dict[str, Tensor]:
     """Rotation (chordal), translation (relative to distance) and field-of-view errors over the head's iterations."""
-    extrinsics = views.extrinsics
     distance = extrinsics[:, :3, 3].norm(dim=1, keepdim=True)
     totals = {"rotation": 0.0, "translation": 0.0, "fov": 0.0}
     for index, encoding in enumerate(encodings):
@@ -40,16 +48,15 @@ def camera_losses(encodings: list[Tensor], views: Views) -> dict[str, Tensor]:
         chord = (quaternion_to_matrix(flat[:, 3:7]) - extrinsics[:, :3, :3]).square().sum((1, 2))
         totals["rotation"] += weight * (chord + 1e-4).sqrt().mean()
         totals["translation"] += weight * ((flat[:, :3] - extrinsics[:, :3, 3]) / distance).abs().sum(1).mean()
-        totals["fov"] += weight * (flat[:, 7:] - views.fov[:, None]).abs().mean()
+        totals["fov"] += weight * (flat[:, 7:] - fov[:, None]).abs().mean()
     return totals
 
 
-def point_losses(points: Tensor, confidence: Tensor, rendering: Rendering, rows: Tensor) -> dict[str, Tensor]:
-    """Confidence-weighted distance to the true canonical point on object pixels of views `rows`."""
-    mask = rendering.alpha[rows, 0] > 0
-    error = (points - rendering.points[rows].permute(0, 2, 3, 1)).norm(dim=-1)[mask]
-    confidence = confidence[mask]
-    return {"point": (confidence * error - CONFIDENCE_WEIGHT * confidence.log()).mean()}
+def point_loss(points: Tensor, confidence: Tensor, true: Tensor, alpha: Tensor) -> Tensor:
+    """Confidence-weighted distance [N, H, W, 3] to the canonical points [N, 3, H, W] where alpha [N, 1, H, W] is 1."""
+    error = (points - true.permute(0, 2, 3, 1)).norm(dim=-1)
+    weighted = confidence * error - CONFIDENCE_WEIGHT * confidence.log()
+    return (weighted * alpha[:, 0]).sum() / alpha.sum().clamp(min=1)
 
 
 class PatchPoints(nn.Module):
@@ -65,15 +72,18 @@ class PatchPoints(nn.Module):
         self.patch, self.levels = patch, sorted(set(levels))
         self.read = nn.ModuleList(nn.Linear(channels, 3 * self.CELLS**2) for _ in self.levels)
 
-    def forward(self, tokens: list[Tensor | None], start: int, rendering: Rendering) -> Tensor:
-        """Mean absolute error over covered cells, averaged over levels."""
+    def targets(self, rendering: Rendering) -> tuple[Tensor, Tensor]:
+        """Mean points of the cells of every patch, and how much of each cell is covered: two [N, P, 12]."""
         cell = self.patch // self.CELLS
 
         def cells(x: Tensor) -> Tensor:
             return F.pixel_unshuffle(F.avg_pool2d(x, cell), self.CELLS).flatten(2).transpose(1, 2)
 
         weight = cells(rendering.alpha).repeat(1, 1, 3)
-        target = cells(rendering.points * rendering.alpha) / weight.clamp(min=1e-3)
+        return cells(rendering.points * rendering.alpha) / weight.clamp(min=1e-3), weight
+
+    def forward(self, tokens: list[Tensor | None], start: int, target: Tensor, weight: Tensor) -> Tensor:
+        """Mean absolute error over covered cells, averaged over levels."""
         total = 0.0
         for level, read in zip(self.levels, self.read, strict=True):
             prediction = read(tokens[level][:, :, start:]).flatten(0, 1).float()
@@ -81,47 +91,69 @@ class PatchPoints(nn.Module):
         return total / len(self.levels)
 
 
-def rotation_error_degrees(encoding: Tensor, views: Views) -> Tensor:
-    """Median angle of the relative rotation between the first and the other views."""
+def rotation_error(encoding: Tensor, extrinsics: Tensor) -> Tensor:
+    """Median angle, in degrees, of the rotation between the first and the other views (of single views: their own)."""
     predicted = quaternion_to_matrix(encoding.float()[..., 3:7])
-    true = views.extrinsics[:, :3, :3].reshape(predicted.shape)
-    relative = (predicted[:, 1:] @ predicted[:, :1].mT) @ (true[:, 1:] @ true[:, :1].mT).mT
-    trace = relative.diagonal(dim1=-2, dim2=-1).sum(-1)
+    true = extrinsics[:, :3, :3].reshape(predicted.shape)
+    if predicted.shape[1] > 1:
+        predicted, true = (x[:, 1:] @ x[:, :1].mT for x in (predicted, true))
+    trace = (predicted @ true.mT).diagonal(dim1=-2, dim2=-1).sum(-1)
     return torch.rad2deg(torch.arccos(((trace - 1) / 2).clamp(-1, 1))).median()
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parser(__doc__, minutes=10, learning_rate=6e-4).parse_args(argv)
+    args = parser(__doc__, minutes=12, learning_rate=6e-4).parse_args(argv)
     run = Run("vggt", args)
     settings = run.sizes.networks["vggt"]
     model = VGGT(**settings)
     patches = PatchPoints(2 * settings["embed_dim"], settings["patch_size"], settings["intermediate_layers"][-2:])
-    choices = [4, 2, 4, 8]
-    for step in run.train({"vggt": model, "patches": patches}):
-        coarse = run.progress() < COARSE
-        size = run.sizes.image_size // 2 if coarse else run.sizes.image_size
-        per_scene = choices[step % len(choices)]
-        scenes = max(1, run.batch(1024 if coarse else 512) // per_scene)
-        with torch.no_grad():
-            instances = run.library.random_instances(scenes, run.generator)
-            views = random_views(instances, per_scene, size, run.generator)
-            rendering = render(run.library, instances, views, run.generator)
-            images = degrade(rendering.images, run.generator)
-        images = images.reshape(scenes, per_scene, *images.shape[1:])
+    task = StructureTask(run)
+    encoder = image_encoder(run)
+
+    def draw(step: int) -> Batch:
+        per_scene = VIEWS[step % len(VIEWS)]
+        scenes = run.batch(IMAGES) // per_scene
+        dense, flows = max(1, scenes // DENSE_SHARE), min(scenes, run.batch(STRUCTURE_SCENES))
+        instances = run.library.random_instances(scenes, run.generator)
+        views = random_views(instances, per_scene, run.sizes.image_size, run.generator)
+        rendering = render(run.library, instances, views, run.generator)
+        images = degrade(rendering.images, run.generator)
+        cell_points, cell_weight = patches.targets(rendering)
+        with run.autocast():
+            image_cond = image_tokens(encoder, images[: flows * per_scene])[:, 5:]
+        return {
+            "images": images.unflatten(0, (scenes, per_scene)),
+            "extrinsics": views.extrinsics,
+            "fov": views.fov,
+            "cell_points": cell_points,
+            "cell_weight": cell_weight,
+            "points": rendering.points[: dense * per_scene],
+            "alpha": rendering.alpha[: dense * per_scene],
+            "image_cond": image_cond.unflatten(0, (flows, per_scene)),
+            **task.draw(instances.placements(flows), 1),
+        }
+
+    def losses(batch: Batch) -> dict[str, Tensor]:
+        images, image_cond = batch["images"], batch["image_cond"]
+        dense, flows = max(1, len(images) // DENSE_SHARE), len(image_cond)
         with run.autocast():
             tokens, start = model.aggregator(images)
-            subset = max(1, scenes // 8)  # the dense head is the dearest part of a step
-            part = [None if t is None else t[:subset] for t in tokens]
-            patch_error = patches(tokens, start, rendering)
-            points, confidence = model.point_head(part, images[:subset], start, frames_chunk_size=None)
-        encodings = model.camera_head([None if t is None else t.float() for t in tokens])
-        losses = camera_losses(encodings, views) | {"patch": 3 * patch_error}
-        rows = torch.arange(subset * per_scene, device=run.device)
-        losses |= point_losses(points.float().flatten(0, 1), confidence.float().flatten(0, 1), rendering, rows)
-        run.update(losses)
-        if step % 200 == 0:
-            error = rotation_error_degrees(encodings[-1].detach(), views)
-            print(f"[vggt] {per_scene} views: relative rotation {error:.1f} degrees", flush=True)
+            patch_error = patches(tokens, start, batch["cell_points"], batch["cell_weight"])
+            points, confidence = model.point_head(
+                [t[:dense] for t in tokens], images[:dense], start, frames_chunk_size=None
+            )
+        encodings = model.camera_head([tokens[-1][:, :, :1].float()])
+        run.watch("degrees", rotation_error(encodings[-1].detach(), batch["extrinsics"]))
+        return {
+            **camera_losses(encodings, batch["extrinsics"], batch["fov"]),
+            "patch": 3 * patch_error,
+            "point": point_loss(
+                points.float().flatten(0, 1), confidence.float().flatten(0, 1), batch["points"], batch["alpha"]
+            ),
+            **task.losses([t[:flows] for t in tokens], image_cond, batch),
+        }
+
+    run.train({"vggt": model, "patches": patches, **task.networks}, draw, losses)
 
 
 if __name__ == "__main__":

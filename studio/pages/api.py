@@ -7,11 +7,13 @@ a client names has been uploaded, and is no other file of this machine.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import gradio as gr
+from gradio.utils import get_upload_folder
 
 from studio.events import CamerasFound, Cancelled, JobError, Result
 from studio.job import make_job
@@ -27,11 +29,45 @@ from studio.service import Service
 from studio.settings import make_settings
 from trellis.errors import InputError
 
+# Gradio describes a list of files, and free JSON, to the Model Context Protocol by schemas that its own check of calls
+# fails on. These say what can be handed in. They must not let the path of any other file of this machine through,
+# neither as a file nor hidden among the settings: Gradio would read it on behalf of the caller.
+_NOTHING_ELSE = {"additionalProperties": {"type": "null"}}  # Gradio cannot read a plain False
+_UPLOADED = f"^(https?://|{re.escape(get_upload_folder().rstrip('/'))}/[0-9a-f]{{64}}/[^/]+$)"
+_FILES = {
+    "type": "array",
+    "items": {
+        "type": "object",
+        "properties": {
+            "path": {
+                "type": "string",
+                "pattern": _UPLOADED,
+                "description": "the file's address on the web, or what a POST to /gradio_api/upload answered",
+            },
+            "meta": {
+                "type": "object",
+                "properties": {"_type": {"enum": ["gradio.FileData"]}},
+                "required": ["_type"],
+                **_NOTHING_ELSE,
+            },
+        },
+        "required": ["path", "meta"],
+        **_NOTHING_ELSE,
+    },
+}
+_VALUES = {
+    "type": "object",
+    "additionalProperties": {
+        "anyOf": [{"type": kind} for kind in ("number", "boolean", "string")]
+        + [{"type": "array", "items": {"type": "number"}}]
+    },
+}
+
 
 class Api:
-    """Adds the endpoints to the current `gr.Blocks`."""
+    """Adds the endpoints to the current `gr.Blocks`. `mcp`: they are offered as tools too."""
 
-    def __init__(self, service: Service, sessions: Sessions, refine_only: bool = False) -> None:
+    def __init__(self, service: Service, sessions: Sessions, refine_only: bool = False, mcp: bool = False) -> None:
         self._service, self._sessions = service, sessions
         with gr.Column(visible=False):
             self._trigger = gr.Button("API")
@@ -43,6 +79,10 @@ class Api:
             if not refine_only:
                 self._offer_reconstruction(photos, settings, model, report)
             cameras = gr.File(label="Cameras: transforms.json or COLMAP's text files", file_count="multiple")
+            if mcp:
+                for several in (photos, cameras):
+                    several.api_info = lambda: _FILES
+                settings.api_info = lambda: _VALUES
             self._offer("refine", self.refine, [model, photos, cameras, steps, settings], [model, report])
 
     def _offer_reconstruction(self, photos: Any, settings: Any, model: Any, report: Any) -> None:

@@ -6,6 +6,7 @@ import json
 import shutil
 import threading
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -14,10 +15,11 @@ from studio.compare import Cell, sweep
 from studio.costs import best_bargain, full_seconds
 from studio.events import MESH, RUN, VIDEO, Progress, Result
 from studio.groups import run_group
+from studio.history import History
 from studio.pages import fragments, sheet
 from studio.pages.files import address
 from studio.pages.follow import Followed, Watch, refused, stop
-from studio.pages.html import html, live, on_act
+from studio.pages.html import html, live, on_act, scroll_to
 from studio.pages.reconstruct import ReconstructPage
 from studio.pages.sessions import Session, Sessions
 from studio.presets import apply_preset
@@ -63,6 +65,7 @@ class FollowedSweep(Followed):
     ) -> None:
         self.axes, self.cells, self.keys = tuple(axes), list(cells), list(keys)
         self.states: list[Any] = [None] * len(cells)
+        self._engine = service.engine
         cancelled = threading.Event()
         super().__init__(run_group(service, [cell.job for cell in cells], cancelled), cancelled)
 
@@ -81,7 +84,8 @@ class FollowedSweep(Followed):
             for index, (cell, state) in enumerate(zip(self.cells, self.states, strict=True))
             if isinstance(state, Result) and (cell.job.out_dir / RUN).is_file()
         }
-        times = dict(zip(records, full_seconds(list(records.values())), strict=True))
+        expected = partial(History().expected, self._engine)
+        times = dict(zip(records, full_seconds(list(records.values()), expected), strict=True))
         scores = {index: _psnr(record) for index, record in records.items()}
         order = list(records)
         best = best_bargain([scores[k] for k in order], [times[k] for k in order]) if len(order) > 1 else None
@@ -144,6 +148,7 @@ class ComparePage:
         buttons = [self.status, self.start, self.cancel]
         self._outputs = [*buttons, self.grid, self.exports]
         started = self.start.click(self._begin, inputs, buttons, **_LIGHT)
+        started.then(None, js=scroll_to("compare-status"), **_LIGHT)
         self._follow_after(started)
         self.cancel.click(self._stop, None, [self.cancel, self.status], **_LIGHT)
         on_act(self.grid, self._open, [], [pages, *self._reconstruct.open_outputs], queue=False)

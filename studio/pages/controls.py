@@ -44,7 +44,7 @@ class SettingControls:
         """What the components show for some settings, in the order of `components`."""
         values: list[Any] = []
         for key in self._controls:
-            value = self._settings[key].of(settings)
+            value = _shown(self._settings[key], self._settings[key].of(settings))
             values += value if self._settings[key].is_interval else [value]
         return values
 
@@ -53,15 +53,33 @@ class SettingControls:
         remaining = iter(values)
         chosen: dict[str, Any] = {}
         for key, controls in self._controls.items():
-            read = [next(remaining) for _ in controls]
+            read = [_meant(self._settings[key], next(remaining)) for _ in controls]
             chosen[key] = tuple(read) if len(read) > 1 else read[0]
         return make_settings(chosen, self._defaults)
+
+
+# What a switch shows that may be left to the studio.
+_WORDS = {None: "Automatic", True: "Yes", False: "No"}
+
+
+def _may_be_open(setting: Setting) -> bool:
+    return setting.type is bool and setting.optional
+
+
+def _shown(setting: Setting, value: Any) -> Any:
+    return _WORDS[value] if _may_be_open(setting) else value
+
+
+def _meant(setting: Setting, shown: Any) -> Any:
+    return next((value for value, word in _WORDS.items() if word == shown), None) if _may_be_open(setting) else shown
 
 
 def _controls(setting: Setting, value: Any, prefix: str) -> list[gr.components.Component]:
     info = f"{setting.help} ({setting.technical})" if setting.technical else setting.help
     label = f"{setting.title} ({setting.unit})" if setting.unit else setting.title
     common = {"info": info, "elem_id": f"{prefix}-{setting.key}", "interactive": True}
+    if _may_be_open(setting):
+        return [gr.Radio(list(_WORDS.values()), value=_WORDS[value], label=label, **common)]
     if setting.type is bool:
         return [gr.Checkbox(value, label=label, **common)]
     if setting.choices:

@@ -10,14 +10,19 @@ import secrets
 import threading
 from pathlib import Path
 
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from studio.engine import ASSETS
+from trellis.errors import InputError
+
+COLMAP = "colmap.zip"  # not a file, but made of a folder's cameras and views whenever it is asked for
 
 _VIEWER = ASSETS / "viewer" / "studio.js"
 _LIGHTS = ASSETS / "hdri"
+_LIGHT_TITLES = {"studio": "Studio", "venice": "Sunset", "lebombo": "Indoors"}
 # The only kinds of files there are; a browser is told the kind and must not guess another.
 _TYPES = {
     ".glb": "model/gltf-binary", ".ply": "application/octet-stream", ".spz": "application/octet-stream",
@@ -30,6 +35,7 @@ _SAFE = {
     "Content-Security-Policy": "sandbox",
     "Cache-Control": "private, no-cache",
 }
+_GONE = "There is no such file, or it has been removed."
 
 
 class Shelf:
@@ -72,9 +78,20 @@ def address(key: str, path: str = "", version: object = None) -> str:
 
 def light_addresses() -> str:
     """The bundled environments for a viewer: "Name=address;..."."""
-    names = {"studio": "Studio", "venice": "Sunset", "lebombo": "Indoors"}
-    found = {file.name.split("_")[0]: file.name for file in sorted(_LIGHTS.glob("*.hdr"))}
-    return ";".join(f"{title}=studio-assets/{found[stem]}" for stem, title in names.items() if stem in found)
+    files = sorted((file.name for file in _LIGHTS.glob("*.hdr")), key=light_order)
+    return ";".join(f"{light_title(name)}=studio-assets/{name}" for name in files)
+
+
+def light_title(name: str) -> str:
+    """What a visitor reads for a bundled environment, by its name or that of its file; other names as they are."""
+    stem = name.split("_")[0]
+    return _LIGHT_TITLES.get(stem) or name.replace("_", " ").capitalize()
+
+
+def light_order(name: str) -> int:
+    """Where an environment stands among the others."""
+    stem = name.split("_")[0]
+    return list(_LIGHT_TITLES).index(stem) if stem in _LIGHT_TITLES else len(_LIGHT_TITLES)
 
 
 def script_tag() -> str:
@@ -94,9 +111,22 @@ def routes(shelf: Shelf) -> list[Route]:
         return PlainTextResponse("There is no such file.", 404)
 
     async def shelved(request: Request) -> Response:
-        file = shelf.file(request.path_params["key"], request.path_params["path"])
+        key, path = request.path_params["key"], request.path_params["path"]
+        folder = shelf.find(key)
+        if folder is not None and path == COLMAP:
+            return await run_in_threadpool(_colmap, folder)
+        file = shelf.file(key, path)
         if file is None:
-            return PlainTextResponse("There is no such file, or it has been removed.", 404)
+            return PlainTextResponse(_GONE, 404)
         return FileResponse(file, media_type=_TYPES[file.suffix.lower()], headers=_SAFE)
 
     return [Route("/studio-assets/{name}", asset), Route("/studio-files/{key}/{path:path}", shelved)]
+
+
+def _colmap(folder: Path) -> Response:
+    from studio.colmap import colmap_project  # brings torch
+
+    try:
+        return Response(colmap_project(folder), media_type=_TYPES[".zip"], headers=_SAFE)
+    except (InputError, OSError):
+        return PlainTextResponse(_GONE, 404)

@@ -111,7 +111,8 @@ def finished(result: Result) -> str:
         f"{counts['splats']:,} splats",
         f"seed {result.settings.seed}",
     )
-    reused = f"<p>{len(result.cached)} stages were there already.</p>" if result.cached else ""
+    steps = f"{len(result.cached)} of {len(STAGES)} steps"
+    reused = f"<p>{steps} did not have to be repeated.</p>" if result.cached else ""
     notes = "".join(f"<p>{escape(note)}</p>" for note in result.notes)
     return _panel("done", "Finished", _join(clock(result.seconds)), f"<p>{facts}</p>{reused}{notes}")
 

@@ -79,7 +79,8 @@ class HistoryPage:
         picture = "" if run.picture is None else run.picture.relative_to(result.folder).as_posix()
         score = f"{run.psnr:.1f} dB &middot; " if run.psnr is not None else ""
         shown = ' <span class="badge calm">Shown</span>' if key == session.shown else ""
-        settings = ", ".join(_differences(result.settings, self._defaults)) or "Standard settings"
+        settings = ", ".join(_differences(result.settings, self._defaults)) or "standard settings"
+        settings = settings[0].upper() + settings[1:]
         return (
             f'<li data-run="{key}"><img src="{address(key, picture)}" alt="The model from the front">'
             f"<div><p><b>{_ago(run.finished)}</b>{shown}</p>"
@@ -87,7 +88,7 @@ class HistoryPage:
             f"&middot; {fragments.clock(result.seconds)}</p><p class=\"hint\">{escape(settings)}</p>"
             f'<p><button type="button" class="link" data-act="open" data-id="{key}">Open</button> '
             f'<button type="button" class="link" data-act="settings" data-id="{key}">Use its settings</button> '
-            f'<a href="?run={key}">Link</a> '
+            f'<a class="link" href="?run={key}">Link</a> '
             f'<button type="button" class="link" data-act="remove" data-id="{key}">Remove</button></p></div></li>'
         )
 

@@ -6,6 +6,8 @@
     RECONSTUDIO_KEEP           seconds after which the files of a visitor who has gone are removed (3600)
     RECONSTUDIO_GRACE          seconds after which their running job is cancelled (60)
     RECONSTUDIO_MCP            1 offers the named endpoints as tools of the Model Context Protocol too
+
+A Hugging Face Space on ZeroGPU, which SPACES_ZERO_GPU tells, is refused with a sentence.
 """
 
 from __future__ import annotations
@@ -34,7 +36,12 @@ class Hosting:
 
 def hosting(environment: Mapping[str, str] = os.environ) -> Hosting:
     """What the environment says. Raises InputError with a sentence for a value that means nothing."""
-    mcp = environment.get("RECONSTUDIO_MCP", "").strip().lower() in ("1", "true", "yes", "on")
+    if _is_on("SPACES_ZERO_GPU", environment):
+        raise InputError(
+            "This Space is on ZeroGPU, which lends its GPU to single calls of one process; the networks live in "
+            "a worker process of their own. Choose hardware with a GPU of its own, or a CPU, in the Space's settings."
+        )
+    mcp = _is_on("RECONSTUDIO_MCP", environment)
     if mcp and find_spec("mcp") is None:
         raise InputError("RECONSTUDIO_MCP needs the package mcp: pip install 'gradio[mcp]'.")
     return Hosting(
@@ -46,6 +53,10 @@ def hosting(environment: Mapping[str, str] = os.environ) -> Hosting:
         grace=_number(environment, "RECONSTUDIO_GRACE", Hosting.grace, 1, 86_400),
         mcp=mcp,
     )
+
+
+def _is_on(name: str, environment: Mapping[str, str]) -> bool:
+    return environment.get(name, "").strip().lower() in ("1", "true", "t", "yes", "on")
 
 
 def _logins(text: str) -> tuple[tuple[str, str], ...]:

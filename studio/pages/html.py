@@ -44,3 +44,11 @@ def on_act(component: gr.HTML, function: Callable[..., Any], inputs: Any, output
         return function(request, {str(key): value for key, value in data.items()}, *values)
 
     return component.select(heard, inputs, outputs, show_progress="hidden", api_visibility="private", **options)
+
+
+def scroll_to(id: str) -> str:
+    """A script that brings an element into sight if it lies below the fold, as it does on a phone."""
+    return (
+        f"() => setTimeout(() => {{ const it = document.getElementById('{id}');"
+        " if (it?.getBoundingClientRect().top > 0.8 * innerHeight) it.scrollIntoView({behavior: 'smooth'}); }, 150)"
+    )

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gradio as gr
@@ -55,7 +55,7 @@ def build(service: Service, sessions: Sessions, host: Hosting | None = None, ref
             for part in (reconstruct, refine, compare):
                 part.on_load(attached)
             history_tab.select(history.refresh, None, history.list, **private)
-        Api(service, sessions, refine_only)
+        Api(service, sessions, refine_only, host.mcp)
         page.unload(_detach(sessions))
     return page.queue(default_concurrency_limit=16)
 
@@ -74,8 +74,13 @@ def _detach(sessions: Sessions) -> Callable[..., None]:
     return detach
 
 
-def serve(checkpoint: str | None = None, device: str | None = None, refine_only: bool = False) -> None:
-    """Load the networks, then serve the studio until interrupted.
+def serve(
+    checkpoint: str | None = None,
+    device: str | None = None,
+    refine_only: bool = False,
+    backends: Mapping[str, str] | None = None,
+) -> None:
+    """Load the networks, then serve the studio until interrupted; the first, second and last as for `Service`.
 
     The address is http://127.0.0.1:7860 (the next free port if that one is taken), or as GRADIO_SERVER_NAME and
     GRADIO_SERVER_PORT say; `studio.pages.hosting` lists what else the environment decides. Raises InputError if the
@@ -88,7 +93,9 @@ def serve(checkpoint: str | None = None, device: str | None = None, refine_only:
     signal.signal(signal.SIGTERM, _interrupt)  # so that a stopped container also closes the server and its files
     host = hosting()
     sessions = Sessions(host.keep, host.grace)
-    service = Service(checkpoint, [device], capacity=host.queue, per_user=host.queue_each, say=say)
+    service = Service(
+        checkpoint, [device], capacity=host.queue, per_user=host.queue_each, say=say, backends=backends
+    )
     closing = threading.Event()
     threading.Thread(target=sessions.tidy_until, args=(closing,), name="tidying", daemon=True).start()
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import gradio as gr
@@ -13,18 +13,17 @@ from studio.job import Job, make_job
 from studio.pages import fragments
 from studio.pages.cameras import cameras_panel, write_cameras
 from studio.pages.controls import SettingControls
-from studio.pages.examples import find_examples
 from studio.pages.follow import FollowedJob, Watch, refused, stop
-from studio.pages.html import html, live, on_act
+from studio.pages.html import html, live, on_act, scroll_to
+from studio.pages.photo_panel import PhotoPanel
 from studio.pages.result_view import FORMATS, ResultView
 from studio.pages.sessions import Session, Sessions
-from studio.pages.strip import mask_editor, strip
+from studio.pages.strip import strip
 from studio.presets import PRESETS, apply_preset, measured_times
 from studio.replay import revise
 from studio.service import Service
 from studio.stages import STAGES
 from trellis.errors import InputError
-from trellis.pipelines.image_files import MAX_VIEWS
 
 WORK = "reconstruct"  # this page's entry among a session's works
 
@@ -50,7 +49,7 @@ class ReconstructPage:
         self._service, self._sessions = service, sessions
         with gr.Row(elem_classes="page"):
             with gr.Column(scale=5, min_width=320, elem_classes="inputs"):
-                self._build_photos()
+                self.photos = PhotoPanel(self._sessions)
                 self._build_actions()
                 self._build_settings()
             with gr.Column(scale=7, min_width=320, elem_classes="results"):
@@ -58,29 +57,6 @@ class ReconstructPage:
         self._connect()
 
     # Layout
-
-    def _build_photos(self) -> None:
-        html(fragments.step_heading(1, "Photos of one object"))
-        self.upload = gr.File(
-            label="Photos of one object",
-            show_label=False,
-            file_count="multiple",
-            file_types=["image", "video", ".heic", ".heif", ".avif", ".jp2", ".ppm"],
-            height=112,
-            elem_id="photos",
-        )
-        html(fragments.hint(f"1 to {MAX_VIEWS} photos, or a short video. The first photo becomes the front."))
-        self.alerts = html(elem_id="photo-alerts")
-        self.strip = live(elem_id="strip")
-        self.editor = live(elem_id="mask-editor")
-        self.cards: list[tuple[gr.Button, list[str]]] = []
-        examples = find_examples()
-        if examples:
-            html(fragments.hint("Or start from an example:"))
-            with gr.Row(elem_classes="cards"):
-                for name, files in examples:
-                    card = gr.Button(name, icon=files[0], elem_classes="card", min_width=70, size="sm")
-                    self.cards.append((card, files))
 
     def _build_actions(self) -> None:
         html(fragments.step_heading(2, "Make the model"))
@@ -119,7 +95,7 @@ class ReconstructPage:
                     self._build_rebake()
                 with gr.Tab("Turntable"):
                     self.turntable = live(elem_id="turntable-view")
-                with gr.Tab("Photos and model"):
+                with gr.Tab("Photos"):
                     self.photographs = live(elem_id="photographs")
                 with gr.Tab("Check"):
                     self.checks = live(elem_id="checks")
@@ -137,17 +113,8 @@ class ReconstructPage:
     # Events
 
     def _connect(self) -> None:
-        strips = [self.strip, self.alerts, self.editor]
-        added = self.upload.upload(self._add, self.upload, [self.upload, *strips], **_PRIVATE, concurrency_limit=4)
-        added.then(self._look, None, [self.strip], **_PRIVATE, concurrency_limit=2, concurrency_id="look")
-        for card, files in self.cards:
-            loaded = card.click(self._example_of(files), None, strips, **_PRIVATE)
-            loaded.then(self._look, None, [self.strip], **_PRIVATE, concurrency_limit=2, concurrency_id="look")
-        changed = on_act(self.strip, self._act_on_photo, [], strips, queue=False)
-        changed.then(self._look, None, [self.strip], **_PRIVATE, concurrency_limit=2, concurrency_id="look")
-        masked = on_act(self.editor, self._mask, [], strips, queue=False)
-        masked.then(self._look, None, [self.strip], **_PRIVATE, concurrency_limit=2, concurrency_id="look")
-        on_act(self.cameras, self._drop, [], [self.cameras, self.strip], queue=False)
+        self.photos.connect(self.status, self._without_refusal)
+        on_act(self.cameras, self._drop, [], [self.cameras, self.photos.strip], queue=False)
 
         self.preset.input(self._choose_preset, self.preset, [self.preset, *self.controls.components], **_LIGHT)
         buttons = [self.status, self.generate, self.check, self.rebake, self.cancel, self.empty]
@@ -157,6 +124,7 @@ class ReconstructPage:
             (self.rebake, self._rebake, self.rebake_controls.components),
         ):
             started = button.click(start, inputs, buttons, **_LIGHT)
+            started.then(None, js=scroll_to("status"), **_LIGHT)
             self._follow_after(started)
         self.cancel.click(self._stop, None, [self.cancel, self.status], **_LIGHT)
 
@@ -169,8 +137,8 @@ class ReconstructPage:
     def open_outputs(self) -> list[Any]:
         """What `open_updates` fills."""
         return [
-            self.status, self.generate, self.check, self.rebake, self.cancel, self.strip, self.empty, self.cameras,
-            self.result, self.model, self.turntable, self.photographs, self.checks, self.files, self.link,
+            self.status, self.generate, self.check, self.rebake, self.cancel, self.photos.strip, self.empty,
+            self.cameras, self.result, self.model, self.turntable, self.photographs, self.checks, self.files, self.link,
             *self.rebake_controls.components,
         ]  # fmt: skip
 
@@ -179,53 +147,7 @@ class ReconstructPage:
         outputs = [*self.open_outputs, self.preset, *self.controls.components]
         shown = event.then(self._restore, None, outputs, **_LIGHT)
         self._follow_after(shown)
-        shown.then(self._look, None, [self.strip], **_PRIVATE, concurrency_limit=2, concurrency_id="look")
-
-    # Photographs
-
-    def _add(self, request: gr.Request, files: list[str] | None) -> Any:
-        session = self._sessions.of(request.session_hash)
-        sentences = session.photos.add(files or ())
-        return None, strip(session.photos), fragments.alerts(sentences), ""
-
-    def _example_of(self, files: list[str]) -> Callable[..., Any]:
-        def example(request: gr.Request) -> Any:
-            session = self._sessions.of(request.session_hash)
-            session.photos.clear()
-            session.photos.add(files)
-            return strip(session.photos), "", ""
-
-        return example
-
-    def _look(self, request: gr.Request) -> Any:
-        session = self._sessions.of(request.session_hash)
-        for _ in session.photos.look():
-            yield strip(session.photos)
-        yield strip(session.photos)
-
-    def _act_on_photo(self, request: gr.Request, data: dict[str, Any]) -> Any:
-        photos = self._sessions.of(request.session_hash).photos
-        act, id = data.get("act"), str(data.get("id"))
-        index = photos.index(id)
-        editor: Any = ""
-        if act == "clear":
-            photos.clear()
-        elif index is not None and act == "remove":
-            photos.remove(id)
-        elif index is not None and act in ("left", "right"):
-            photos.move(id, index + (1 if act == "right" else -1))
-        elif index is not None and act == "mask":
-            editor = mask_editor(photos, next(photo for photo in photos if photo.id == id))
-        return strip(photos), "", editor
-
-    def _mask(self, request: gr.Request, data: dict[str, Any]) -> Any:
-        photos = self._sessions.of(request.session_hash).photos
-        if data.get("act") == "mask":
-            try:
-                photos.set_mask(str(data.get("id")), data.get("png"))
-            except InputError as error:
-                return gr.skip(), fragments.alerts([str(error)]), gr.skip()
-        return strip(photos), "", ""
+        self.photos.look_after(shown)
 
     def _drop(self, request: gr.Request, data: dict[str, Any]) -> Any:
         """Leave a photograph out after its camera has been seen."""
@@ -235,6 +157,14 @@ class ReconstructPage:
         return self._cameras_html(session), strip(session.photos)
 
     # Jobs
+
+    def _without_refusal(self, session: Session) -> Any:
+        """The status display without the reason why an earlier job had no result: it was about other photos."""
+        work = session.works.get(WORK)
+        if work is None or not work.ended or work.outcome is not None:
+            return gr.skip()
+        del session.works[WORK]
+        return fragments.IDLE
 
     def _choose_preset(self, request: gr.Request, name: str) -> Any:
         session = self._sessions.of(request.session_hash)
@@ -354,7 +284,10 @@ class ReconstructPage:
         if view is None:
             return [*head, *where, *[""] * 6, *[gr.skip()] * len(self.rebake_controls.components)]
         settings = view.record["settings"]
-        link = f'<p class="hint">Link to this model: <a href="?run={session.shown}">?run={session.shown}</a></p>'
+        link = (
+            f'<p class="hint"><a href="?run={session.shown}">Link to this model</a>, for whoever you give it to, '
+            "as long as it is kept here.</p>"
+        )
         shown = [view.model(), view.turntable(), view.photographs(), view.checks(), view.files(), link]
         return [*head, *where, *shown, settings["simplify"], settings["texture_size"]]
 

@@ -14,7 +14,7 @@ from studio.events import RUN
 from studio.pages import fragments, refine_view
 from studio.pages.controls import SettingControls
 from studio.pages.follow import FollowedJob, Watch, refused, stop
-from studio.pages.html import html, live
+from studio.pages.html import html, live, scroll_to
 from studio.pages.sessions import Session, Sessions
 from studio.refine_events import Refined, RefineProgress
 from studio.refine_job import RefineJob, make_refine_job
@@ -87,27 +87,29 @@ class RefinePage:
             visible=not self._alone, elem_id="refine-source",
         )  # fmt: skip
         with gr.Column(visible=self._alone, elem_id="refine-upload") as self.uploads:
-            self.asset = gr.File(label="Model (GLB)", file_types=[".glb"], height=90, elem_id="refine-asset")
+            self.asset = gr.File(label="Model (GLB)", file_types=[".glb"], height=90, elem_id="refine-asset",
+                                 elem_classes="drop")  # fmt: skip
             self.photos = gr.File(
                 label=f"2 to {MAX_VIEWS} photos of it", file_count="multiple", file_types=["image"], height=90,
-                elem_id="refine-photos",
+                elem_id="refine-photos", elem_classes="drop",
             )  # fmt: skip
             self.cameras = gr.File(
                 label="Cameras, if they are known: transforms.json, or COLMAP's cameras.txt and images.txt",
                 file_count="multiple", file_types=[".json", ".txt"], height=90, elem_id="refine-cameras",
+                elem_classes="drop",
             )  # fmt: skip
         html(fragments.step_heading(2, "Refine it"))
         self.controls = SettingControls(RefineSettings(), "refine")
         self.controls.add("steps")
         with gr.Row(elem_classes="actions"):
             self.start = gr.Button("Refine", variant="primary", elem_id="refine-start", scale=2, min_width=110)
-            self.stop = gr.Button("Stop, keep the best", variant="stop", elem_id="refine-stop", scale=2, min_width=150,
+            self.stop = gr.Button("Stop, keep best", variant="stop", elem_id="refine-stop", scale=2, min_width=150,
                                   interactive=False)  # fmt: skip
         with gr.Accordion("Settings", open=False, elem_id="refine-settings"):
             with gr.Tab("What is fitted"):
                 self.controls.add("geometry", "material", "light", "normal_map")
             with gr.Tab("Photos"):
-                self.controls.add("resolution", "registration", "correct_exposure", "turntable")
+                self.controls.add("resolution", "registration", "correct_cameras", "correct_exposure", "turntable")
             with gr.Tab("Files"):
                 self.controls.add("texture_size", "video_frames", "video_size", "seed")
 
@@ -130,7 +132,9 @@ class RefinePage:
         buttons = [self.status, self.start, self.stop, self.empty]
         inputs = [self.source, self.asset, self.photos, self.cameras, *self.controls.components]
         self._outputs = [*buttons, self.result, self.views, self.model, self.lights, self.files]
-        self._follow_after(self.start.click(self._begin, inputs, buttons, **_LIGHT), self._settle)
+        started = self.start.click(self._begin, inputs, buttons, **_LIGHT)
+        started.then(None, js=scroll_to("refine-status"), **_LIGHT)
+        self._follow_after(started, self._settle)
         self.stop.click(self._stop, None, [self.stop, self.status], **_LIGHT)
 
     def on_load(self, event: Any) -> None:

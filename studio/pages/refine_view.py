@@ -7,7 +7,8 @@ from html import escape
 from pathlib import Path
 
 from studio.pages import fragments
-from studio.pages.files import address, light_addresses
+from studio.pages.files import COLMAP, address, light_addresses, light_order, light_title
+from studio.pages.result_view import colmap_row
 from studio.refine_events import Refined, RefinedView, RefineProgress
 from studio.refine_stages import STAGES
 
@@ -75,9 +76,10 @@ def result(refined: Refined, key: str) -> dict[str, str]:
         '<p class="hint">Choose a light above the model, or bring your own: <b>Own light</b> opens an HDR file.</p>'
     )
     lights = "".join(
-        f'<figure><video src="{at(file)}" autoplay loop muted playsinline aria-label="Under {escape(name)}"></video>'
-        f"<figcaption>{escape(name.replace('_', ' ').capitalize())}</figcaption></figure>"
-        for name, file in refined.relit.items()
+        f'<figure><video src="{at(refined.relit[name])}" autoplay loop muted playsinline '
+        f'aria-label="Under the light {escape(light_title(name))}"></video>'
+        f"<figcaption>{escape(light_title(name))}</figcaption></figure>"
+        for name in sorted(refined.relit, key=light_order)
     )
     rows = []
     for id, name, title, what in _FILES:
@@ -87,6 +89,8 @@ def result(refined: Refined, key: str) -> dict[str, str]:
                 f'<li><a id="refined-{id}" href="{at(file)}" download="{name}">{title}</a>'
                 f"<span>{fragments.size(file.stat().st_size)}</span><p>{what}</p></li>"
             )
+        if id == "transforms" and file.is_file():
+            rows.append(colmap_row("refined", at(refined.folder / COLMAP)))
     wall = f'<studio-wall class="lights">{lights}</studio-wall>'
     return {
         "verdict": _verdict(refined),

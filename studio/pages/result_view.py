@@ -21,7 +21,7 @@ from studio.events import (
     VIDEO,
 )
 from studio.pages import fragments
-from studio.pages.files import address, light_addresses
+from studio.pages.files import COLMAP, address, light_addresses
 
 # Formats that every run of the page writes beside the usual files.
 FORMATS = ("obj", "stl", "spz")
@@ -111,6 +111,8 @@ class ResultView:
                     f'<li><a id="download-{id}" href="{self._at(path)}" download="{download}">{name}'
                     f"</a><span>{fragments.size(file.stat().st_size)}</span><p>{what}</p></li>"
                 )
+            if path == CAMERAS and file.is_file():
+                rows.append(colmap_row("download", self._at(COLMAP)))
         return f'<ul class="files">{"".join(rows)}</ul>'
 
     def _at(self, path: str) -> str:
@@ -157,13 +159,29 @@ class ResultView:
             ("Closed", "watertight: every edge joins two faces that wind alike", "yes" if mesh["watertight"] else "no"),
             ("Open edges", "boundary edges", f"{mesh['boundary_edges']:,}"),
             ("Tangled edges", "non-manifold edges: more than two faces", f"{mesh['non_manifold_edges']:,}"),
+            ("Turned faces", "faces that wind against their piece", f"{mesh['flipped_faces']:,}"),
+            ("Moved by", "Hausdorff distance to the mesh before simplification, in parts of the frame's side",
+             _parts(mesh["hausdorff"])),
             ("Texture", "base colour, pixels a side", f"{mesh['texture_size']:,}"),
             ("Texture in use", "share of the UV square that charts cover", f"{mesh['uv_coverage']:.0%}"),
             ("Texture charts", "UV islands", f"{mesh['charts']:,}"),
+            ("Texture detail", "texels along the frame's side, from total areas", f"{mesh['texels_per_unit']:,.0f}"),
             ("File", "size of the GLB", fragments.size((self._folder / MESH).stat().st_size)),
         )
         items = "".join(f'<div title="{why}"><dt>{what}</dt><dd>{value}</dd></div>' for what, why, value in facts)
         return f'<section class="health"><h3>The mesh</h3>{verdict}<dl>{items}</dl></section>'
+
+
+def colmap_row(prefix: str, at: str) -> str:
+    """The line about the cameras for COLMAP in a list of files. `prefix`: of the link's id; `at`: its address."""
+    return (
+        f'<li><a id="{prefix}-colmap" href="{at}" download="{COLMAP}">Cameras (COLMAP)</a><span>ZIP</span>'
+        "<p>COLMAP's text files, and the views that they belong to: opens in COLMAP, trains splats.</p></li>"
+    )
+
+
+def _parts(share: float | None) -> str:
+    return "not measured" if share is None else f"{1000 * share:.1f} &permil;"
 
 
 def _scores(scores: Mapping[str, float | None]) -> str:

@@ -76,8 +76,10 @@ def bargain_sentence(axes: Sequence[Axis], cards: Sequence[Card]) -> str:
     what = " and ".join(f"{axis.title.replace(':', '').lower()} {value}" for axis, value in named)
     if best is chosen:
         return f"The best one, with {what}, is also the cheapest within {GOOD_ENOUGH:g} dB of it."
+    below = (best.psnr or 0) - (chosen.psnr or 0)
+    near = f"within {below:.1f} dB of" if below >= 0.05 else "as good as"
     saved = f" and takes {chosen.seconds / best.seconds:.0%} of its time" if best.seconds and chosen.seconds else ""
-    return f"With {what} the model is within {(best.psnr or 0) - (chosen.psnr or 0):.1f} dB of the best{saved}."
+    return f"With {what} the model is {near} the best{saved}."
 
 
 def page(title: str, axes: Sequence[Axis], cards: Sequence[Card]) -> str:

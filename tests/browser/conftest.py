@@ -1,4 +1,8 @@
-"""A real Chromium in front of a real server: `python app.py` with a tiny checkpoint, on a free port of this machine."""
+"""A real Chromium in front of a real server: `python app.py` with a tiny checkpoint, on a free port of this machine.
+
+The network is cut for both: the browser finds no host but this machine, and whatever the server asks of another host
+goes to a proxy that answers nothing and remembers that it was asked.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,11 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -20,6 +26,9 @@ ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
 )
+CHROMIUM_ARGUMENTS = [
+    "--no-sandbox", "--disable-background-networking", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -31,9 +40,30 @@ def server_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def server(server_folder: Path) -> Iterator[str]:
+def asked_of_others() -> Iterator[tuple[str, list[str]]]:
+    """(address, requests) of the proxy: the first line of whatever came."""
+    asked: list[str] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def hang_up() -> None:
+            while True:
+                try:
+                    connection, _ = listener.accept()
+                except OSError:
+                    return  # closed
+                with connection, suppress(OSError):
+                    connection.settimeout(5)
+                    asked.append(connection.recv(4096).partition(b"\r\n")[0].decode(errors="replace"))
+
+        threading.Thread(target=hang_up, daemon=True).start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}", asked
+
+
+@pytest.fixture(scope="session")
+def server(server_folder: Path, asked_of_others: tuple[str, list[str]]) -> Iterator[str]:
     """The address of a running studio."""
     folder = server_folder
+    proxy, asked = asked_of_others
     checkpoint = write_tiny_checkpoint(folder / "tiny")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -43,13 +73,15 @@ def server(server_folder: Path) -> Iterator[str]:
         "GRADIO_SERVER_PORT": str(port),
         "GRADIO_TEMP_DIR": str(folder / "uploads"),
         "TMPDIR": str(folder / "tmp"),
-        "HF_HUB_OFFLINE": "1",
+        **{f"{kind}_proxy": proxy for kind in ("http", "https", "all")},
+        "no_proxy": "127.0.0.1,localhost",
         "RECONSTUDIO_CACHE": str(folder / "cache"),
         "RECONSTUDIO_GRACE": "20",
         "RECONSTUDIO_KEEP": "21",
         "RECONSTUDIO_MCP": "1" if find_spec("mcp") else "",
         "RECONSTUDIO_HISTORY": str(folder / "history.jsonl"),
     }
+    environment.pop("HF_HUB_OFFLINE", None)  # it must not even try
     address = f"http://127.0.0.1:{port}"
     with (folder / "log").open("w") as log:
         process = subprocess.Popen([sys.executable, "app.py"], cwd=ROOT, env=environment, stdout=log, stderr=log)
@@ -61,6 +93,7 @@ def server(server_folder: Path) -> Iterator[str]:
         process.wait(timeout=30)
     assert "Traceback" not in (folder / "log").read_text()
     assert list((folder / "tmp").glob("reconstudio-*")) == []  # nothing is left behind
+    assert asked == []
 
 
 def _wait_for(address: str, process: subprocess.Popen, log: Path, seconds: float = 180) -> None:
@@ -82,7 +115,7 @@ def browser():
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_ARGUMENTS)
         yield browser
         browser.close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -79,22 +80,43 @@ def _cube(photos: list[str]) -> str:
     return str(file)
 
 
-def test_the_endpoints_are_tools_of_the_model_context_protocol(server):
+def test_the_endpoints_are_tools_of_the_model_context_protocol(server, photos):
     pytest.importorskip("mcp", reason="gradio[mcp] is not installed")
     import anyio
     from mcp import ClientSession
     from mcp.client.streamable_http import streamablehttp_client
 
-    async def ask() -> tuple[set[str], str]:
+    def uploaded(photo: str) -> dict:
+        answer = httpx.post(f"{server}/gradio_api/upload", files={"files": Path(photo).open("rb")})
+        return as_file(answer.json()[0])
+
+    async def use() -> None:
         address = f"{server}/gradio_api/mcp/"
         async with streamablehttp_client(address) as (read, write, _), ClientSession(read, write) as session:
             await session.initialize()
-            tools = (await session.list_tools()).tools
-            name = next(tool.name for tool in tools if tool.name.endswith("bake_again"))
-            answer = await session.call_tool(name, {"run": "nobody", "simplify": 0.95, "texture_size": 512})
-            return {tool.name for tool in tools}, answer.content[0].text
+            tools = {tool.name: tool.description for tool in (await session.list_tools()).tools}
+            assert set(tools) == {"reconstruct", "find_cameras", "bake_again", "refine"}
+            assert tools["reconstruct"].startswith("Turn photos of one object")
 
-    names, answer = anyio.run(ask)
-    for endpoint in ("reconstruct", "find_cameras", "bake_again", "refine"):
-        assert any(name.endswith(endpoint) for name in names)
-    assert "There is no such run" in answer
+            async def call(tool: str, **arguments) -> tuple[bool, str]:
+                answer = await session.call_tool(tool, arguments)
+                return not answer.isError, " ".join(part.text for part in answer.content)
+
+            views = [uploaded(photo) for photo in photos[:2]]
+            fine, found = await call("find_cameras", photos=views)
+            assert fine and len(ast.literal_eval(found)["views"]) == 2
+            fine, made = await call("reconstruct", photos=views, preset="draft", settings=QUICK)
+            assert fine and "mesh.glb" in made and "turntable.mp4" in made
+            assert "There is no such run" in (await call("bake_again", run="nobody"))[1]
+            # Gradio's own client would read such files and hand them in.
+            for path in ("/etc/passwd", "file:///etc/passwd", f"{views[0]['path']}/../../../log", "../log"):
+                assert not (await call("find_cameras", photos=[as_file(path)]))[0]
+            for settings in (as_file("/etc/passwd"), {"seed": as_file("/etc/passwd")}):
+                fine, why = await call("reconstruct", photos=views, settings=settings)
+                assert not fine and "Input validation error" in why
+
+    anyio.run(use)
+
+
+def as_file(path: str) -> dict:
+    return {"path": path, "meta": {"_type": "gradio.FileData"}}

@@ -2,87 +2,73 @@
 
 from __future__ import annotations
 
-import struct
-import zlib
-from pathlib import Path
-
-from browser_steps import WAIT, add_photos, close_page, open_page, wait_for_photos
-from PIL import Image
-from tiny_checkpoint import tiny_views
+import pytest
+from browser_steps import WAIT, add_photos, close_page, open_page, press, wait_for_photos
+from odd_files import BAD, GOOD, transparent_png
 
 
-def test_bad_files_get_a_sentence_each_and_odd_names_are_fine(browser, server, tmp_path):
+@pytest.fixture
+def page(browser, server):
     page = open_page(browser, server)
-    bad = _bad_files(tmp_path)
-    page.set_input_files("#photos input[type=file]", [str(file) for file in bad])
-    page.wait_for_function(
-        f"document.querySelectorAll('#photo-alerts li').length === {len(bad)}", timeout=WAIT
-    )
-    for file, sentence in zip(bad, page.locator("#photo-alerts li").all_inner_texts(), strict=True):
-        assert file.name in sentence and "Traceback" not in sentence
-    assert page.locator("#strip li").count() == 0
+    yield page
+    close_page(page)
 
-    good = tiny_views(1, size=96)[0]
-    data = _png(good, tmp_path)
-    names = ["../../x.png", "n" * 296 + ".png", "\U0001f600\U0001f40c.png", "same.png", "same.png", "<b>bold</b>.png"]
-    page.set_input_files(
-        "#photos input[type=file]", [{"name": name, "mimeType": "image/png", "buffer": data} for name in names]
+
+def test_every_bad_file_gets_a_sentence_and_what_is_on_the_page_stays(page, photos, tmp_path):
+    add_photos(page, photos[:1])
+    files = []
+    for name, (write, _) in BAD.items():
+        files.append(str(tmp_path / name))
+        write(tmp_path / name)
+    files.append(str(tmp_path / "broken.mp4"))
+    (tmp_path / "broken.mp4").write_bytes(b"\x00\x00\x00\x18ftypmp42 and nothing more")
+    page.set_input_files("#photos input[type=file]", files)
+    page.wait_for_function(f"document.querySelectorAll('#photo-alerts li').length === {len(files)}", timeout=WAIT)
+    sentences = page.locator("#photo-alerts li").all_inner_texts()
+    expected = [*((name, why) for name, (_, why) in BAD.items()), ("broken.mp4", "")]
+    for (name, why), sentence in zip(expected, sentences, strict=True):
+        assert sentence.startswith(f"'{name}'") and why in sentence and sentence.endswith(".")
+    assert _names(page) == ["photo-0.png"]
+
+
+def test_unusual_files_are_seen_as_a_person_sees_them(page, tmp_path):
+    for name, (write, _) in GOOD.items():
+        write(tmp_path / name)
+    add_photos(page, [str(tmp_path / name) for name in GOOD])
+    page.wait_for_function(
+        "[...document.querySelectorAll('#strip img')].every((image) => image.naturalWidth > 0)", timeout=WAIT
     )
+    seen = page.evaluate("[...document.querySelectorAll('#strip img')].map((i) => [i.naturalWidth, i.naturalHeight])")
+    assert [tuple(size) for size in seen] == [size for _, size in GOOD.values()]
+
+
+def test_odd_names_are_fine_and_the_33rd_photo_is_too_many(page, tmp_path):
+    transparent_png(tmp_path / "plain.png")
+    data = (tmp_path / "plain.png").read_bytes()
+    names = ["../../x.png", "n" * 296 + ".png", "\U0001f600\U0001f40c.png", "same.png", "same.png", "<b>bold</b>.png"]
+    _hand_in(page, names, data)
     wait_for_photos(page, len(names))
-    shown = page.evaluate("[...document.querySelectorAll('#strip img')].map(image => image.title)")
+    shown = _names(page)
+    assert shown[0] == "x.png" and shown[3] == shown[4] == "same.png" and "\U0001f600" in shown[2]
     assert all("/" not in name and "\\" not in name for name in shown)
-    assert page.locator("#strip b b").count() == 0  # nobody's name becomes markup
+    press(page, "#check-cameras")
+    page.wait_for_selector("#cameras-view[data-state=ready]", timeout=WAIT)
+    assert page.locator(".view-cards li").count() == len(names)
+    assert page.locator("#strip b b, .view-cards b b").count() == 0  # nobody's name becomes markup
     page.click("#strip [data-act=clear]")
     wait_for_photos(page, 0)
 
-    many = [{"name": f"{number}.png", "mimeType": "image/png", "buffer": data} for number in range(40)]
-    page.set_input_files("#photos input[type=file]", many)
+    _hand_in(page, [f"{number}.png" for number in range(40)], data)
     wait_for_photos(page, 32)
     assert "At most 32" in page.inner_text("#photo-alerts")
-    close_page(page)
+    assert _names(page) == [f"{number}.png" for number in range(32)]
 
 
-def test_a_picture_of_an_upright_phone_stands_upright(browser, server, tmp_path):
-    page = open_page(browser, server)
-    lying = tiny_views(1, size=96, transparent=False)[0].resize((96, 64))
-    exif = Image.Exif()
-    exif[0x0112] = 6  # the phone was held upright
-    lying.save(tmp_path / "IMG_0001.JPG", exif=exif)
-    add_photos(page, [str(tmp_path / "IMG_0001.JPG")])
-    page.wait_for_function("document.querySelector('#strip img').naturalWidth > 0", timeout=WAIT)
-    width, height = page.evaluate("(i => [i.naturalWidth, i.naturalHeight])(document.querySelector('#strip img'))")
-    assert height > width
-    close_page(page)
+def _names(page) -> list[str]:
+    return page.evaluate("[...document.querySelectorAll('#strip img')].map((image) => image.title)")
 
 
-def _bad_files(folder: Path) -> list[Path]:
-    """What "Views in, textured GLB out" names, each under a name that says what it is."""
-    contents = {
-        "empty.png": b"",
-        "text.png": b"no picture",
-        "cut.png": (data := _png(tiny_views(1, size=64)[0], folder))[: len(data) // 2],
-        "bomb.png": _png_header(60_000, 60_000),
-        "zero.png": _png_header(0, 0),
-        "page.jpg": b"<html><script>alert(1)</script></html>",
-        "broken.mp4": b"\x00\x00\x00\x18ftypmp42 and nothing more",
-    }
-    for name, content in contents.items():
-        (folder / name).write_bytes(content)
-    Image.new("RGB", (8, 8), (200, 30, 30)).save(folder / "tiny.png")
-    return [folder / name for name in (*contents, "tiny.png")]
-
-
-def _png(image: Image.Image, folder: Path) -> bytes:
-    image.save(folder / "encoded.png")
-    return (folder / "encoded.png").read_bytes()
-
-
-def _png_header(width: int, height: int) -> bytes:
-    """A PNG that announces a size and holds next to nothing."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    body = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + body
+def _hand_in(page, names: list[str], data: bytes) -> None:
+    """Upload the same picture under several names, which need not be possible on this machine."""
+    files = [{"name": name, "mimeType": "image/png", "buffer": data} for name in names]
+    page.set_input_files("#photos input[type=file]", files)

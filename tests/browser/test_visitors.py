@@ -15,6 +15,7 @@ from browser_steps import (
     open_page,
     press,
     set_number,
+    turn_to,
     wait_for_model,
     wait_for_photos,
 )
@@ -26,7 +27,7 @@ CLICK_SECONDS = 20  # of the slowest click under any load; the page aims at one 
 
 def test_eight_visitors_are_all_served_in_turn_and_apart(browser, server, server_folder, photos, tmp_path):
     left_behind = _visit_and_leave(browser, server, server_folder, photos)
-    pages = [open_page(browser, server) for _ in range(VISITORS)]
+    pages = [open_page(browser, server, apart=True) for _ in range(VISITORS)]
     keys = [page.evaluate("sessionStorage.getItem('reconstudio')") for page in pages]
     assert len(set(keys)) == VISITORS
     for number, page in enumerate(pages):
@@ -39,15 +40,15 @@ def test_eight_visitors_are_all_served_in_turn_and_apart(browser, server, server
     slowest = 0.0
     for page in pages:  # while all of them wait or run, every page still answers
         started = time.monotonic()
-        page.click("#pages button[role=tab] >> text=History")
+        turn_to(page, "#pages", "History")
         page.wait_for_selector("#history .empty, ul.history", timeout=WAIT)
-        page.click("#pages button[role=tab] >> text=Reconstruct")
         slowest = max(slowest, time.monotonic() - started)
     assert slowest < CLICK_SECONDS
     links = []
     for page in pages:
-        wait_for_model(page)
-        page.click("#pages button[role=tab] >> text=History")
+        page.wait_for_selector("#status .done", state="attached", timeout=WAIT)
+        turn_to(page, "#pages", "Compare")
+        turn_to(page, "#pages", "History")
         page.wait_for_selector("ul.history li", timeout=WAIT)
         assert page.locator("ul.history li").count() == 1  # nobody else's
         links.append(page.get_attribute("ul.history li", "data-run"))
@@ -63,6 +64,7 @@ def test_eight_visitors_are_all_served_in_turn_and_apart(browser, server, server
         assert httpx.get(f"{server}/studio-files/{path}", follow_redirects=True).status_code == 404
     for page in pages:
         close_page(page)
+        page.context.close()
 
     deadline = time.monotonic() + WAIT / 1000
     while left_behind.exists() and time.monotonic() < deadline:
@@ -96,7 +98,7 @@ def test_a_reload_in_mid_job_finds_photos_job_and_result_again(browser, server, 
     page.wait_for_selector(".status.stopped >> text=Cancelled", timeout=WAIT)
 
     page.click("#settings > button")
-    page.click("#settings button[role=tab] >> text=Model file")
+    turn_to(page, "#settings", "Model file")
     assert page.input_value("#setting-video_frames input[type=number]") == "240"  # the settings came back too
     set_number(page, "#setting-video_frames", 8)
     set_number(page, "#setting-video_size", 64)

@@ -7,6 +7,7 @@ from shapes import mesh_of, patch_cube, sphere
 
 from trellis.errors import InputError
 from trellis.export.distance import point_triangle_distances, surface_distance
+from trellis.export.folds import unfold, without_fins
 from trellis.export.needles import flip_needles
 from trellis.export.simplify import simplify
 from trellis.export.surface import Surface, surface_of
@@ -15,6 +16,11 @@ from trellis.export.unwrap import taubin_smooth, unwrap
 
 def surface(mesh: trimesh.Trimesh):
     return surface_of(mesh_of(mesh.vertices, mesh.faces))
+
+
+def inward_faces(star: Surface) -> int:
+    """How many faces turn their back away from the origin."""
+    return int((np.einsum("fk,fk->f", star.face_normals(), star.corner_positions().mean(axis=1)) < 0).sum())
 
 
 def test_a_large_mesh_stays_closed_and_keeps_its_volume():
@@ -113,3 +119,37 @@ def test_a_needle_gives_its_corner_to_its_neighbour():
     areas = fixed.face_areas()
     assert (areas > 0).all() and areas.sum() == pytest.approx(1.0)
     assert (fixed.face_vectors()[:, 2] > 0).all() == (Surface(vertices, faces).face_vectors()[[1, 2, 3], 2] > 0).all()
+
+
+def test_a_triangle_and_its_back_on_the_same_corners_cancel_out():
+    ball = surface(sphere(0.4, 2))
+    fin = np.array([[0, 5, 40], [40, 5, 0]], dtype=np.int32)
+    cancelled = without_fins(Surface(ball.vertices, np.concatenate([fin, ball.faces, fin[:, [1, 2, 0]], fin[:1]])))
+    assert np.array_equal(cancelled.faces[1:], ball.faces)  # three on one side and two on the other leave one
+    assert set(cancelled.faces[0]) == {0, 5, 40}
+    assert np.array_equal(cancelled.face_normals()[0], Surface(ball.vertices, fin[:1]).face_normals()[0])
+    assert without_fins(ball) is ball
+    sheet = Surface(ball.vertices, fin)
+    assert without_fins(sheet) is sheet
+
+
+def test_folds_that_show_are_smoothed_out_and_all_else_stays():
+    ball = surface(sphere(0.4, 3))
+    toward = ball.vertices[ball.faces[(ball.faces == 20).any(axis=1)]].reshape(-1, 3)
+    neighbour = toward[np.linalg.norm(toward - ball.vertices[20], axis=1).argmax()]
+    folded = Surface(ball.vertices.copy(), ball.faces)
+    folded.vertices[20] += 1.8 * (neighbour - ball.vertices[20])  # beyond the faces on the other side
+    folded.vertices[20] *= 0.41 / np.linalg.norm(folded.vertices[20])
+    mended = unfold(folded)
+    assert inward_faces(folded) > 0 and inward_faces(mended) == 0
+    still = np.ones(len(ball.vertices), dtype=bool)
+    still[20] = False
+    still[ball.faces[(ball.faces == 20).any(axis=1)]] = False
+    assert np.array_equal(mended.vertices[still], ball.vertices[still])
+    assert np.linalg.norm(mended.vertices, axis=1).min() > 0.38
+
+
+def test_an_open_sheet_is_not_smoothed():
+    cap = surface(sphere(0.4, 3))
+    cap = cap.select_faces(cap.corner_positions()[:, :, 2].mean(axis=1) > 0.2)
+    assert np.array_equal(unfold(cap).vertices, cap.vertices)

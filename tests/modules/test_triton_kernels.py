@@ -102,6 +102,33 @@ def test_norm_and_rotation(device):
         torch.testing.assert_close(out, expected, atol=2e-5, rtol=1e-4)
 
 
+def test_gradients_of_norms_of_heads(device, monkeypatch):
+    from trellis.modules import head_norms_triton
+
+    monkeypatch.setattr(head_norms_triton, "_BLOCKS", 2)  # several partial sums, the last one short
+    generator = torch.Generator().manual_seed(0)
+    qkv = torch.randn(3, 98, 3, 4, 32, generator=generator).to(device).requires_grad_()
+    gamma = torch.linspace(0.5, 2, 128, device=device).view(4, 32).requires_grad_()
+    outs = (m.rms_norm_heads(qkv[:, :, 1], gamma) for m in (head_norms_triton, norms_torch))
+    assert_same_gradients(*outs, [qkv, gamma])
+    table = grid_rotary_table(2, 3, 1, 32, 100.0, torch.device(device))
+    weight, bias = (torch.randn(32, generator=generator).to(device).requires_grad_() for _ in range(2))
+    keys = qkv.permute(2, 0, 3, 1, 4)[1]
+    outs = (m.norm_and_rotate(keys, weight, bias, 1e-5, table) for m in (head_norms_triton, norms_torch))
+    assert_same_gradients(*outs, [qkv, weight, bias])
+
+
+def test_norm_of_short_rows(device, monkeypatch):
+    from trellis.modules import row_norm_triton
+
+    monkeypatch.setattr(row_norm_triton, "_BLOCKS", 2)
+    generator = torch.Generator().manual_seed(0)
+    x = (2 + torch.randn(3, 24, 5, 6, 7, generator=generator)).to(device).requires_grad_()
+    weight, bias = (torch.randn(24, generator=generator).to(device).requires_grad_() for _ in range(2))
+    outs = (m.row_norm(x.movedim(1, -1), weight, bias, 1e-5) for m in (row_norm_triton, norms_torch))
+    assert_same_gradients(*outs, [x, weight, bias])
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("silu", [False, True])
 def test_group_norm(device, silu, monkeypatch):

@@ -128,7 +128,18 @@ def test_a_copy_of_the_vggt_repository_beside_the_pipeline_is_used(folder):
     args = json.loads((folder / f"{stem}.json").read_text())["args"]
     (copy / "config.json").write_text(json.dumps({**args, "something_else": 1}))
     (folder / f"{stem}.safetensors").rename(copy / "model.safetensors")
-    assert load(folder).report.complete
+    report = load(folder).report
+    assert report.complete
+    # Those weights are not under the checkpoint's own licence.
+    licences = {model.name: model.licence for model in report.models}
+    assert licences.pop("vggt_model") == "CC-BY-NC-4.0" and set(licences.values()) == {"CC0-1.0"}
+
+
+def test_a_licence_that_is_no_text_is_a_sentence(folder):
+    edit_json(folder / "pipeline.json", lambda c: c.update(licence=["MIT"]))
+    refused(folder, "licence in pipeline.json")
+    edit_json(folder / "pipeline.json", lambda c: c.pop("licence"))
+    assert {model.licence for model in load(folder).report.models} == {None}
 
 
 def test_other_shapes_are_refused(folder):
@@ -250,7 +261,7 @@ def test_published_dinov2_is_read_without_executing_it(no_network, folder, monke
 
     # The published size is too large for a test; the entry is the same.
     tiny = json.loads((folder / "ckpts/image_cond_model.json").read_text())["args"]
-    entry = published.HubEncoder(tiny, file.name, file.stat().st_size, "https://nowhere.invalid")
+    entry = published.HubEncoder(tiny, file.name, file.stat().st_size, "https://nowhere.invalid", "MIT")
     monkeypatch.setitem(published.TORCH_HUB_ENCODERS, "dinov2_vitl14_reg", entry)
     torch.save(load_file(folder / "ckpts/image_cond_model.safetensors"), file)
     assert load(folder).report.complete

@@ -101,7 +101,14 @@ def test_triton_draws_faces_that_reach_beyond_any_integer(device):
     screen[7] += screen.new_tensor([1e11, -1e11, 0])
     drawn = mesh_triton.find_visible(screen, faces, SIZE, SIZE, NEAR)[0]
     expected = reference_raster(screen, faces).face_ids
-    assert (drawn != expected).float().mean() < 0.01  # their edges are uncertain by rounding
+    far = (faces == 7).any(1)  # the edges of these are uncertain by rounding, wherever one is seen or hides another
+
+    def uncertain(ids: torch.Tensor) -> torch.Tensor:
+        return (ids >= 0) & far[ids.long().clamp(min=0)]
+
+    apart = drawn != expected
+    assert not (apart & ~uncertain(drawn) & ~uncertain(expected)).any()
+    assert apart.float().mean() < 0.03
 
 
 @needs_triton

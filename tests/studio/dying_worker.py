@@ -1,4 +1,5 @@
-"""A worker that is killed, as by `kill -9`, in the middle of the stage that its job's user is called after."""
+"""Workers that misbehave: one is killed, as by `kill -9`, in the middle of the stage that its job's user is called
+after; one never ends the first step of a stage and does not hear that its job is cancelled."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import studio.environment  # noqa: F401  (first: it prepares what torch and numb
 # isort: split
 import os
 import signal
+import time
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
@@ -29,7 +31,24 @@ class _DyingWorker(worker._Worker):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+class _StuckWorker(worker._Worker):
+    def _send(self, kind: str, content: Any) -> None:
+        super()._send(kind, content)
+        if isinstance(content, Progress) and content.stage == "latent":
+            time.sleep(3600)
+
+
 def main(pipe: Connection, options: worker.Options) -> None:
+    """Dies."""
+    _serve(_DyingWorker, pipe, options)
+
+
+def stuck_main(pipe: Connection, options: worker.Options) -> None:
+    """Never gets beyond the beginning of the latent."""
+    _serve(_StuckWorker, pipe, options)
+
+
+def _serve(kind: type[worker._Worker], pipe: Connection, options: worker.Options) -> None:
     engine.warm_up = lambda: None  # it dies before that pays
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):
-        _DyingWorker(pipe, options).serve()
+        kind(pipe, options).serve()

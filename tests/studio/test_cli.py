@@ -295,13 +295,20 @@ def test_a_comparison_is_one_page_and_one_table(photos, shared_worker, tmp_path)
         assert outcome.exit_code == 2 and sentence in outcome.stderr
 
 
-def test_presets_are_settings_that_exist():
+def test_a_draft_is_cheaper_than_the_standard_and_the_best_dearer():
     from studio.presets import PRESETS, apply_preset
-    from studio.settings import ReconstructSettings
+    from studio.settings import ReconstructSettings, make_settings
     from trellis.errors import InputError
 
-    for name in PRESETS:
-        apply_preset(name, ReconstructSettings())
+    for defaults in (ReconstructSettings(), make_settings({"structure_steps": 3, "latent_steps": 40, "simplify": 0.9})):
+        draft, standard, best = (apply_preset(name, defaults) for name in PRESETS)
+        assert standard == defaults
+        for name in ("texture_size", "video_frames", "simplify"):
+            low, middle, high = (getattr(settings, name) for settings in (draft, standard, best))
+            assert low <= middle <= high or name == "simplify" and low >= middle >= high
+        for part in ("structure", "latent"):
+            steps = [getattr(settings, part).steps for settings in (draft, standard, best)]
+            assert steps == sorted(steps)  # with any checkpoint, a draft is the cheapest
     with pytest.raises(InputError, match="draft, standard, best"):
         apply_preset("fast", ReconstructSettings())
 

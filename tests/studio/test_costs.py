@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 
 from studio.costs import best_bargain, full_seconds
-from studio.settings import make_settings
+from studio.settings import ReconstructSettings, make_settings
 
 STAGES = ("prepare", "cameras", "structure", "latent", "decode", "mesh", "bake", "video", "report", "write")
 
 
 def record(ran: dict[str, float], **settings: Any) -> dict[str, Any]:
-    return {"settings": make_settings(settings).model_dump(mode="json"), "seconds": {**ran, "total": 0.0}}
+    chosen = make_settings(settings).model_dump(mode="json")
+    return {"settings": chosen, "seconds": {**ran, "total": 0.0}, "views": [{}] * 4}
 
 
 def test_a_stage_from_the_cache_costs_what_it_took_when_it_ran():
@@ -30,6 +31,14 @@ def test_a_stage_from_the_cache_costs_what_it_took_when_it_ran():
 
 def test_what_nobody_has_measured_is_unknown():
     assert full_seconds([record({"bake": 1.0, "report": 1.0, "write": 1.0})]) == [None]
+
+
+def test_what_was_in_the_cache_before_counts_with_what_it_usually_takes():
+    def usual(settings: ReconstructSettings, views: int) -> dict[str, float]:
+        return {stage: settings.structure.steps * 0.5 if stage == "structure" else 0.25 * views for stage in STAGES}
+
+    baked = record({"bake": 5.0, "report": 1.0, "write": 1.0}, structure_steps=10)
+    assert full_seconds([baked], usual) == [5.0 + 6 * 1.0 + 5.0 + 1.0 + 1.0]
 
 
 @pytest.mark.parametrize(

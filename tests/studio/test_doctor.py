@@ -43,7 +43,8 @@ FACTS = Facts("2.11.0", "13.0", "2.4.6", "/usr/local/cuda/bin/nvcc", {"spconv-cu
             "xformers",
             "NotImplementedError: No operator found for `memory_efficient_attention_forward` with inputs",
             FACTS,
-            "xformers 0.0.29 was built for another torch than 2.11.0: pip install --no-deps xformers==0.0.35",
+            "no published xformers has kernels for torch 2.11.0 with CUDA 13.0, and torch's own attention serves as "
+            "well: pip uninstall xformers",
         ),
         (
             "xformers",

@@ -1,101 +1,19 @@
 from __future__ import annotations
 
-import struct
-import zlib
-from pathlib import Path
-
-import numpy as np
 import pytest
+from odd_files import BAD, GOOD, fully_transparent, photo, text, transparent_png
 from PIL import Image
-from tiny_checkpoint import tiny_views
 
 from studio.inputs import BadViewsError, as_views, check_views
 from studio.stages import prepare
 from trellis.errors import InputError
 
-
-def photo(size: int = 64) -> Image.Image:
-    return tiny_views(1, size, transparent=False)[0]
+MISSING = {"missing.png": (lambda path: None, "is not a file")}
 
 
-def text(path: Path) -> None:
-    path.write_text("this is not a picture")
-
-
-def one_pixel(path: Path) -> None:
-    Image.new("RGB", (1, 1)).save(path)
-
-
-def eighty_one_megapixels(path: Path) -> None:
-    """A header that promises 9000 x 9001 pixels, on a file of a few bytes."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", 9000, 9001, 8, 2, 0, 0, 0)
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b""))
-
-
-def truncated_jpeg(path: Path) -> None:
-    noise = np.random.default_rng(0).integers(0, 255, (256, 256, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(path, "JPEG")
-    path.write_bytes(path.read_bytes()[:8000])
-
-
-def empty(path: Path) -> None:
-    path.write_bytes(b"")
-
-
-def fully_transparent(path: Path) -> None:
-    Image.new("RGBA", (64, 64), (200, 10, 10, 0)).save(path)
-
-
-BAD = {
-    "text.png": (text, "not an image that can be read"),
-    "dot.png": (one_pixel, "has only 1 x 1 pixels"),
-    "huge.png": (eighty_one_megapixels, "9000 x 9001"),
-    "cut.jpg": (truncated_jpeg, "damaged or incomplete"),
-    "empty.png": (empty, "is empty"),
-    "glass.png": (fully_transparent, "transparent everywhere"),
-    "missing.png": (lambda path: None, "is not a file"),
-}
-
-
-def animated_gif(path: Path) -> None:
-    frames = [image.convert("P") for image in tiny_views(3, 64, transparent=False)]
-    frames[0].save(path, save_all=True, append_images=frames[1:])
-
-
-def cmyk_jpeg(path: Path) -> None:
-    photo().convert("CMYK").save(path)
-
-
-def sixteen_bit_png(path: Path) -> None:
-    Image.fromarray(np.asarray(photo().convert("L")).astype(np.uint16) * 257).save(path)
-
-
-def exif_rotated_jpeg(path: Path) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turn by 90 degrees to see it upright
-    photo(96).crop((0, 0, 96, 64)).save(path, exif=exif)
-
-
-def transparent_png(path: Path) -> None:
-    tiny_views(1, 64)[0].save(path)
-
-
-GOOD = {
-    "film.gif": (animated_gif, (64, 64)),
-    "print.jpg": (cmyk_jpeg, (64, 64)),
-    "deep.png": (sixteen_bit_png, (64, 64)),
-    "turned.jpg": (exif_rotated_jpeg, (64, 96)),
-    "cut-out.png": (transparent_png, (64, 64)),
-}
-
-
-@pytest.mark.parametrize("name", BAD)
+@pytest.mark.parametrize("name", BAD | MISSING)
 def test_a_bad_file_costs_one_sentence_with_its_name(name, tmp_path):
-    write, why = BAD[name]
+    write, why = (BAD | MISSING)[name]
     write(tmp_path / name)
     good, sentences = check_views(as_views([tmp_path / name]))
     assert good == []

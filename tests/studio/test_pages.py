@@ -21,7 +21,7 @@ from studio.pages.files import Shelf
 from studio.pages.follow import FollowedJob
 from studio.pages.hosting import Hosting, hosting
 from studio.pages.photos import Photos
-from studio.pages.reconstruct import find_examples
+from studio.pages.examples import find_examples
 from studio.pages.refine import job_of_uploads
 from studio.pages.sessions import MAX_RUNS, Sessions
 from studio.refine_settings import RefineSettings
@@ -55,6 +55,17 @@ def test_controls_show_the_defaults_and_read_back_what_they_show():
         controls.settings(values)
     values[keys.index("seed")] = None  # the field was emptied
     assert controls.settings(values) == defaults
+
+
+def test_a_switch_that_may_be_left_open_shows_that():
+    with gr.Blocks():
+        controls = SettingControls(RefineSettings())
+        controls.add("correct_cameras", "steps")
+    switch, steps = controls.components
+    assert [label for label, _ in switch.choices] == ["Automatic", "Yes", "No"] and switch.value == "Automatic"
+    for word, meant in (("Automatic", None), ("Yes", True), ("No", False)):
+        settings = controls.settings([word, steps.value])
+        assert settings.correct_cameras is meant and controls.values_of(settings) == [word, steps.value]
 
 
 def test_sliders_take_their_range_from_the_settings():
@@ -218,6 +229,12 @@ def test_the_environment_decides_how_the_studio_is_hosted():
     for name, value in (("LOGIN", "ann"), ("QUEUE", "many"), ("QUEUE", "0"), ("UPLOAD_MB", "nan")):
         with pytest.raises(InputError, match=f"RECONSTUDIO_{name}"):
             hosting({f"RECONSTUDIO_{name}": value})
+
+
+def test_zero_gpu_is_refused_with_what_to_do_instead():
+    with pytest.raises(InputError, match="on ZeroGPU.*Choose hardware"):
+        hosting({"SPACES_ZERO_GPU": "true"})
+    assert hosting({"SPACES_ZERO_GPU": "false"}) == Hosting()
 
 
 def test_progress_names_the_stage_the_step_and_the_time():

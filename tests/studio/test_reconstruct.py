@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import io
 import json
 import threading
+import zipfile
 from pathlib import Path
 
 import imageio.v3 as imageio
@@ -13,6 +15,8 @@ from PIL import Image
 from studio_settings import QUICK
 from tiny_checkpoint import tiny_views, write_tiny_checkpoint
 
+from nvdiffrec.view_files import load_views
+from studio.colmap import colmap_project
 from studio.reconstruct import Cancelled, Progress, Result, reconstruct
 from studio.report import sha256
 from studio.settings import make_settings
@@ -54,6 +58,20 @@ def test_the_folder_holds_the_promised_files_and_no_other(finished):
     renders = [f"renders/{number:03d}.png" for number in range(3)]
     promised = ["mesh.glb", "gaussian.ply", "turntable.mp4", "transforms.json", "run.json"]
     assert files == sorted([*promised, *views, *maps, *renders])
+
+
+def test_colmap_gets_the_same_cameras_with_their_views(finished, tmp_path):
+    _, result = finished
+    with zipfile.ZipFile(io.BytesIO(colmap_project(result.folder))) as archive:
+        archive.extractall(tmp_path)
+    read, ours = load_views(tmp_path), load_views(result.transforms)
+    for field in ("extrinsics", "intrinsics"):
+        assert torch.allclose(getattr(read.cameras, field), getattr(ours.cameras, field), atol=1e-5)
+    assert all(torch.equal(a, b) for a, b in zip(read.images, ours.images, strict=True))
+    assert (tmp_path / "sparse/0/points3D.txt").read_text() == ""
+    (tmp_path / "transforms.json").write_text(result.transforms.read_text())
+    with pytest.raises(InputError, match="The view '000.png' is missing"):
+        colmap_project(tmp_path)
 
 
 def test_the_mesh_is_textured_and_y_up(finished):
@@ -112,7 +130,7 @@ def test_the_report_says_how_it_was_made(finished, engine):
     assert run["backends"]["background_removal"][0]["name"] == "the image's own alpha channel"
     weights = Path(engine.checkpoint) / "ckpts" / "slat_flow_model.safetensors"
     assert run["weights"]["slat_flow_model"]["sha256"] == sha256(weights)
-    assert len(run["weights"]) == 9
+    assert len(run["weights"]) == 9 and {entry["licence"] for entry in run["weights"].values()} == {"CC0-1.0"}
     assert str(Path(engine.checkpoint).parent) not in result.run.read_text()  # where things lie is private
 
 

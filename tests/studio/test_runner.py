@@ -14,6 +14,8 @@ from studio.events import CamerasFound, Cancelled, JobError, Note, Progress
 from studio.history import History
 from studio.inputs import View
 from studio.job import job_from_json, make_job
+from studio.pages import fragments
+from studio.pages.result_view import ResultView
 from studio.presets import measured_times
 from studio.replay import revise
 from studio.results import list_results, read_result
@@ -142,6 +144,22 @@ def test_cancelling_stops_at_the_next_step_of_every_stage_and_keeps_what_was_fin
         assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("network", ["sparse_structure_flow_model", "slat_flow_model", "slat_decoder_gs"])
+def test_cancelling_stops_between_two_blocks_of_a_network(engine, quick, cache, tmp_path, network):
+    blocks, ran = engine.pipeline.models[network].blocks, []
+    hooks = [block.register_forward_hook(lambda *_, number=number: ran.append(number))
+             for number, block in enumerate(blocks)]  # fmt: skip
+    job = make_job(tiny_views(2), quick, tmp_path / "out", use_cache=False)
+    try:
+        with pytest.raises(Cancelled):
+            run_job(job, engine, cancelled=lambda: bool(ran))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert ran == [0] and len(blocks) > 1
+    assert not any(block._forward_pre_hooks for block in blocks)  # nothing is left on the networks
+
+
 def test_the_files_are_listed_with_their_hashes(first):
     record = json.loads(first[0].run.read_text())
     assert set(record["files"]) == {
@@ -161,7 +179,15 @@ def test_the_report_says_how_well_it_agrees_and_what_was_seen(first):
         assert scores["psnr"] > 0 and -1 <= scores["ssim"] <= 1 and 0 <= scores["iou"] <= 1
     assert abs(sum(quality["coverage"]["shares"].values()) - 1) < 1e-3
     assert len(quality["coverage"]["observed_by_view"]) == 2
-    assert quality["mesh"]["faces"] == first[0].counts["triangles"]
+    mesh = quality["mesh"]
+    assert mesh["faces"] == first[0].counts["triangles"] and 0 < mesh["hausdorff"] < 1
+    assert mesh["file_bytes"] == first[0].mesh.stat().st_size and not mesh["watertight"]
+    shown = ResultView("key", first[0].folder).checks()
+    for name in ("faces", "vertices", "components", "boundary_edges", "non_manifold_edges", "flipped_faces", "charts"):
+        assert f"<dd>{mesh[name]:,}</dd>" in shown
+    for value in (f"{1000 * mesh['hausdorff']:.1f} &permil;", f"{mesh['texels_per_unit']:,.0f}", "no", "512",
+                  f"{mesh['uv_coverage']:.0%}", fragments.size(mesh["file_bytes"])):  # fmt: skip
+        assert f"<dd>{value}</dd>" in shown
 
 
 def test_further_formats_are_written_too(engine, quick, cache, tmp_path):

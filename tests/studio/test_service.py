@@ -100,12 +100,16 @@ def test_a_waiting_job_is_cancelled_at_once(service, slow, tmp_path):
         running.wait(LIMIT)
 
 
-def test_kill_9_in_every_stage_costs_that_job_alone(checkpoint, quick, tmp_path, monkeypatch, caplog):
-    """The victims share views and settings, so each gets to its stage over what the ones before have finished."""
-    # Its workers are forked off a process that has imported everything, for eleven fresh ones would take a minute.
+@pytest.fixture
+def forked(monkeypatch):
+    """Workers are forked off a process that has imported everything, for a dozen fresh ones would take a minute."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["studio.runner", "studio.worker", "psutil"])
     monkeypatch.setattr("studio.worker_process.multiprocessing.get_context", lambda method: context)
+
+
+def test_kill_9_in_every_stage_costs_that_job_alone(checkpoint, quick, tmp_path, monkeypatch, caplog, forked):
+    """The victims share views and settings, so each gets to its stage over what the ones before have finished."""
     monkeypatch.setattr("studio.worker_process.main", dying_worker.main)
     caplog.set_level(logging.WARNING)
     names = [stage.name for stage in STAGES]
@@ -122,6 +126,27 @@ def test_kill_9_in_every_stage_costs_that_job_alone(checkpoint, quick, tmp_path,
     for name in names:
         assert not (tmp_path / name).exists() or list((tmp_path / name).iterdir()) == []
     assert len(caplog.records) == len(names)  # one line of the log each, and no other trouble
+
+
+def test_a_step_that_does_not_hear_the_cancel_is_ended_with_its_worker(
+    checkpoint, quick, tmp_path, monkeypatch, caplog, forked
+):
+    monkeypatch.setattr("studio.worker_process.main", dying_worker.stuck_main)
+    with Service(str(checkpoint), ["cpu"]) as service:
+        worker = service.workers[0]
+        monkeypatch.setattr(worker, "_grace", 1)
+        pid, out = worker.pid, tmp_path / "out"
+        ticket = service.submit(make_job(tiny_views(2), quick, out))
+        events = follow(ticket, "latent")
+        assert list(out.glob(".unfinished-*"))
+        ticket.cancel()
+        with pytest.raises(Cancelled):
+            list(events)
+        assert ticket.state == "cancelled" and "its worker is replaced" in caplog.text
+        assert not psutil.pid_exists(pid) and not list(out.iterdir())
+        # What was finished before is kept, and the next job gets a worker.
+        found = service.submit(make_job(tiny_views(2), quick, out, until="cameras")).wait(LIMIT)
+        assert found.cached == ("prepare", "cameras") and worker.pid != pid
 
 
 def test_memory_returns_to_its_baseline_over_twenty_jobs(service, quick, tmp_path):

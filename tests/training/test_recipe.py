@@ -33,7 +33,7 @@ def arguments(data, out, *more: str) -> list[str]:
 def runs(data, tmp_path_factory):
     """A folder in which every network was trained for two steps."""
     out = tmp_path_factory.mktemp("runs")
-    for script in (structure_vae, vggt, image_encoder, latent_vae, structure_flow, latent_flow):
+    for script in (structure_vae, image_encoder, vggt, latent_vae, structure_flow, latent_flow):
         script.main(arguments(data, out))
     return out
 
@@ -84,10 +84,10 @@ def test_a_run_can_start_from_the_weights_of_another(data, tmp_path, capsys):
 
 def test_a_run_can_start_from_an_assembled_checkpoint(data, runs, tmp_path, capsys):
     assemble(runs, tmp_path / "mini", tiny=True)
-    vggt.main(arguments(data, tmp_path / "next", "--steps", "0", "--init", str(tmp_path / "mini")))
-    assert "vggt starts from" in capsys.readouterr().out
-    before, after = (load_file(folder / "vggt" / "vggt.safetensors") for folder in (runs, tmp_path / "next"))
-    key = "aggregator.frame_blocks.0.mlp.fc1.weight"
+    image_encoder.main(arguments(data, tmp_path / "next", "--steps", "0", "--init", str(tmp_path / "mini")))
+    assert "dinov2 starts from" in capsys.readouterr().out
+    before, after = (load_file(folder / "image_encoder" / "dinov2.safetensors") for folder in (runs, tmp_path / "next"))
+    key = "blocks.0.mlp.fc1.weight"
     torch.testing.assert_close(after[key].float(), before[key].float(), atol=1e-3, rtol=0)
 
 

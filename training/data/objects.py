@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,16 @@ from safetensors import safe_open
 from torch import Tensor
 
 HALF_SIDE = 0.49  # keeps surfaces off the outermost voxel layer
+SUPPORTS = 256  # directions in which the outermost vertex of an object is known; an affine map keeps it outermost
+
+
+def directions(count: int, device: torch.device) -> Tensor:
+    """A Fibonacci sphere, [count, 3]."""
+    k = torch.arange(count, device=device) + 0.5
+    z = 1 - 2 * k / count
+    angle = k * math.pi * (3 - math.sqrt(5))
+    r = (1 - z * z).sqrt()
+    return torch.stack([r * angle.cos(), r * angle.sin(), z], 1)
 
 
 def ragged_arange(starts: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
@@ -44,6 +55,12 @@ class Instances:
     owner: Tensor
     vertex_owner: Tensor
     hue: Tensor  # [B, 3, 3] colour matrix applied to linear albedo
+    hull: Tensor  # [B, SUPPORTS, 3] the vertices farthest out in many directions: enough for boxes
+
+    def placements(self, count: int) -> Instances:
+        """The first `count` instances, for uses that need to know how they are placed but not their triangles."""
+        firsts = {name: getattr(self, name)[:count] for name in ("objects", "linear", "offset", "hue", "hull")}
+        return replace(self, **firsts)
 
 
 class ObjectLibrary:
@@ -64,6 +81,7 @@ class ObjectLibrary:
         self.smooth = raw["smooth"][:count].to(device)
         self._load_textures(raw["textures"].numpy(), raw["texture_offsets"].tolist(), count)
         self.normals = self._vertex_normals()
+        self.supports = self._support_vertices()  # [O, SUPPORTS]
 
     def __len__(self) -> int:
         return len(self.names)
@@ -93,6 +111,15 @@ class ObjectLibrary:
         total = torch.zeros(int(merged.max()) + 1, 3, device=self.device)
         total.index_add_(0, merged[corners.reshape(-1)], face_normal.repeat_interleave(3, 0))
         return torch.nn.functional.normalize(total[merged], dim=1)
+
+    def _support_vertices(self) -> Tensor:
+        """Index of the outermost vertex of each object in each direction."""
+        toward = directions(SUPPORTS, self.device)
+        bounds = self.vertex_offsets.tolist()
+        return torch.stack([
+            (self.vertices[start:end] @ toward.T).argmax(0) + start
+            for start, end in zip(bounds, bounds[1:], strict=False)
+        ])
 
     def sample_albedo(self, objects: Tensor, uvs: Tensor) -> Tensor:
         """Nearest texel, linear light; objects [N], uvs [N, 2] with v up. Returns [N, 3]."""
@@ -129,6 +156,7 @@ class ObjectLibrary:
             owner=owner,
             vertex_owner=vertex_owner,
             hue=torch.eye(3, device=self.device).expand(len(objects), 3, 3) if hue is None else hue,
+            hull=torch.einsum("bij,bkj->bki", linear, self.vertices[self.supports[objects]]) + offset[:, None],
         )
 
     def random_instances(self, count: int, generator: torch.Generator, augment: bool = True) -> Instances:

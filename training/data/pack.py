@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 
 from training.data.procedural import random_solid
 
-TEXTURE_SIDE = 256  # views are 224 px, so nothing finer is ever seen
+TEXTURE_SIDE = 256  # views are 168 px, so nothing finer is ever seen
 RECODE_ABOVE_BYTES = 24_000
 
 

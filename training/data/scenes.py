@@ -91,26 +91,15 @@ def crop_to_object(
     instances: Instances, eye: Tensor, roll: Tensor, view_owner: Tensor, size: int, generator: torch.Generator | None
 ) -> Views:
     """Turn each camera to the centre of the projected box and choose the focal length that fills 1/1.1 of the frame."""
-    device = eye.device
-    count, views = len(instances.objects), len(view_owner)
+    device, views = eye.device, len(view_owner)
     target = torch.zeros(views, 3, device=device)
-    # A few thousand vertices decide the box; the padded [instance, vertex] layout keeps this one batched product.
-    counts = torch.bincount(instances.vertex_owner, minlength=count)
-    slot = torch.arange(len(instances.vertex_owner), device=device) - (torch.cumsum(counts, 0) - counts)[
-        instances.vertex_owner
-    ]
-    padded = torch.zeros(count, int(counts.max()), 3, device=device)
-    valid = torch.zeros(padded.shape[:2], dtype=torch.bool, device=device)
-    padded[instances.vertex_owner, slot] = instances.vertices
-    valid[instances.vertex_owner, slot] = True
+    hull = instances.hull[view_owner]
     half = torch.ones(views, device=device)
     for _ in range(3):
         extrinsics = look_at(eye, target, roll)
-        camera = torch.einsum("nij,nvj->nvi", extrinsics[:, :3, :3], padded[view_owner]) + extrinsics[:, None, :3, 3]
+        camera = torch.einsum("nij,nvj->nvi", extrinsics[:, :3, :3], hull) + extrinsics[:, None, :3, 3]
         plane = camera[..., :2] / camera[..., 2:].clamp(min=1e-3)
-        mask = valid[view_owner][..., None]
-        low = torch.where(mask, plane, torch.inf).amin(1)
-        high = torch.where(mask, plane, -torch.inf).amax(1)
+        low, high = plane.amin(1), plane.amax(1)
         centre, half = (low + high) / 2, (high - low).amax(1) / 2
         ray = torch.cat([centre, torch.ones(views, 1, device=device)], 1)
         world_ray = torch.einsum("nji,nj->ni", extrinsics[:, :3, :3], ray)

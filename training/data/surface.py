@@ -6,28 +6,18 @@ and a point of space counts as outside when some direction sees it in front of t
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.data.objects import Instances, ObjectLibrary, linear_to_srgb
+from training.data.objects import Instances, ObjectLibrary, directions, linear_to_srgb
 from training.data.rasterise import rasterise
 from training.data.scenes import look_at
 
 FAR = 20.0  # so distant that the views are nearly parallel
 OBJECT_RADIUS = 0.88  # half the diagonal of the unit cube
-
-
-def directions(count: int, device: torch.device) -> Tensor:
-    """A Fibonacci sphere plus the two poles tilted slightly, [count, 3]."""
-    k = torch.arange(count, device=device) + 0.5
-    z = 1 - 2 * k / count
-    angle = k * math.pi * (3 - math.sqrt(5))
-    r = (1 - z * z).sqrt()
-    return torch.stack([r * angle.cos(), r * angle.sin(), z], 1)
 
 
 @dataclass
@@ -53,7 +43,7 @@ class SurfaceCache:
     ):
         device = library.device
         generator = torch.Generator(device=device).manual_seed(seed)
-        self.size = size
+        self.size, self.count = size, samples
         self.rotations = look_at(
             directions(views, device) * FAR, torch.zeros(views, 3, device=device), torch.zeros(views, device=device)
         )

@@ -8,6 +8,7 @@ import fast_simplification
 import numpy as np
 
 from trellis.errors import InputError
+from trellis.export.folds import unfold, without_fins
 from trellis.export.manifold import make_manifold
 from trellis.export.needles import flip_needles
 from trellis.export.surface import Surface
@@ -49,7 +50,7 @@ def simplify(
     low = _collapsed(welded, target)
     if len(low.faces) > 1.02 * target:  # taking crowded edges apart adds faces
         low = _collapsed(welded, max(round(target * target / len(low.faces)), 4))
-    return low
+    return unfold(low)
 
 
 def _collapsed(surface: Surface, target: int) -> Surface:
@@ -65,7 +66,7 @@ def _collapsed(surface: Surface, target: int) -> Surface:
     if len(faces) == 0:  # collapsed to nothing: flat or thread-like beyond what quadrics can judge
         return surface
     low = Surface((points * radius + center).astype(np.float32), np.ascontiguousarray(faces, dtype=np.int32))
-    return make_manifold(flip_needles(weld(low)))
+    return make_manifold(flip_needles(without_fins(weld(low))))
 
 
 def weld(surface: Surface) -> Surface:

@@ -18,14 +18,13 @@ def _float_or_none(parameter: Tensor | None) -> Tensor | None:
 
 
 class LayerNorm32(nn.LayerNorm):
-    """Layer norm over the last dimension(s), computed in float32. Same constructor as `torch.nn.LayerNorm`."""
+    """Layer norm over the last dimension, computed in float32. Same constructor as `torch.nn.LayerNorm`."""
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., C] -> [..., C]`, dtype kept."""
         if self.weight is None:  # torch's own kernel keeps float32 statistics of half-precision input
             return F.layer_norm(x, self.normalized_shape, None, None, self.eps).to(x.dtype)
-        weight, bias = _float_or_none(self.weight), _float_or_none(self.bias)
-        return F.layer_norm(x.float(), self.normalized_shape, weight, bias, self.eps).to(x.dtype)
+        return backends.of("norms", x.device).row_norm(x, self.weight, self.bias, self.eps)
 
 
 class GroupNorm32(nn.GroupNorm):
@@ -37,12 +36,13 @@ class GroupNorm32(nn.GroupNorm):
         return F.group_norm(x.float(), self.num_groups, weight, bias, self.eps).to(x.dtype)
 
 
-class ChannelLayerNorm32(LayerNorm32):
+class ChannelLayerNorm32(nn.LayerNorm):
     """Layer norm over the channels of `[B, C, ...]`: every position is normalised on its own."""
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, C, ...] -> [B, C, ...]`, dtype kept. The result is a view in channels-last order."""
-        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+        norm = backends.of("norms", x.device).row_norm
+        return norm(x.movedim(1, -1), self.weight, self.bias, self.eps).movedim(-1, 1)
 
 
 class MultiHeadRMSNorm(nn.Module):

@@ -17,6 +17,11 @@ def rms_norm_heads(x: Tensor, gamma: Tensor) -> Tensor:
     return (F.normalize(x.float(), dim=-1) * gamma * math.sqrt(x.shape[-1])).to(x.dtype)
 
 
+def row_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Layer norm over the last axis: ``x [..., C]``, `weight` and `bias` ``[C]``; dtype kept."""
+    return F.layer_norm(x.float(), x.shape[-1:], weight.float(), bias.float(), eps).to(x.dtype)
+
+
 def norm_and_rotate(x: Tensor, weight: Tensor, bias: Tensor, eps: float, table: RotaryTable) -> Tensor:
     """Layer norm over the width of a head, then rotation; dtype kept.
 

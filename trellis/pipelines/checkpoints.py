@@ -1,6 +1,6 @@
 """Checkpoint folders: a `pipeline.json` and, for each network, a configuration and its weights.
 
-    pipeline.json
+    pipeline.json              {"name": ..., "args": {...}}, optionally "licence": an SPDX identifier, of the weights
     ckpts/<stem>.json          {"name": class, "args": {constructor arguments}}
     ckpts/<stem>.safetensors   state dict, optionally with 8-bit tensors (see `quantisation`)
 
@@ -16,7 +16,7 @@ import logging
 import pickle
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -30,7 +30,7 @@ from trellis import models
 from trellis.errors import InputError
 from trellis.files import read_json
 from trellis.pipelines.hub import MINI_HINT, hub_file, torch_hub_file
-from trellis.pipelines.published import TORCH_HUB_ENCODERS, VGGT_REPOSITORY
+from trellis.pipelines.published import LICENCES, TORCH_HUB_ENCODERS, VGGT_REPOSITORY
 from trellis.pipelines.quantisation import dequantise
 
 logger = logging.getLogger(__name__)
@@ -46,12 +46,14 @@ class ModelReport:
 
     missing: parameters and buffers the file lacks; they keep their initial values, usually random.
     surplus: entries of the file that the network has no place for (those known to be unused are not listed).
+    licence: of the weights, as far as the checkpoint or this package states it.
     """
 
     name: str
     file: Path
     missing: tuple[str, ...] = ()
     surplus: tuple[str, ...] = ()
+    licence: str | None = None
 
 
 @dataclass
@@ -125,6 +127,9 @@ class Checkpoint:
             raise InputError(f"The folder '{self.name}' holds no pipeline.json, so it is no checkpoint; {MINI_HINT}.")
         config = read_json(self._file("pipeline.json"))
         self.args: dict[str, Any] = _member(config, "args", dict, "pipeline.json")
+        self.licence = config.get("licence")
+        if not (self.licence is None or (isinstance(self.licence, str) and len(self.licence) <= 200)):
+            raise InputError(f"The licence in pipeline.json must be a short text, but is {self.licence!r:.80}.")
         stems = _member(self.args, "models", dict, "pipeline.json")
         if not all(isinstance(stem, str) for stem in stems.values()):
             raise InputError("In pipeline.json, 'models' must map names to file stems.")
@@ -190,7 +195,7 @@ class Checkpoint:
         if ignored:
             logger.info("VGGT's config.json also states %s, which this network has no use for", _some(ignored))
         args = {key: value for key, value in args.items() if key in known}
-        return self._build("VGGT", args, read_safetensors(files[1]), "vggt_model", files[1])
+        return self._build("VGGT", args, read_safetensors(files[1]), "vggt_model", files[1], LICENCES.get(stem))
 
     def load_image_encoder(self, source: str | None = None) -> nn.Module:
         """DINOv2 from `source`, default pipeline.json's "image_cond_model": a file stem here or a torch-hub entry."""
@@ -205,7 +210,7 @@ class Checkpoint:
             state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
             raise InputError(f"{filename} is damaged or holds more than weights; download it again.") from error
-        return self._build("DinoVisionTransformer", encoder.args, state, "image_cond_model", file)
+        return self._build("DinoVisionTransformer", encoder.args, state, "image_cond_model", file, encoder.licence)
 
     def _load_stem(self, stem: str, key: str, expected_class: str | None = None) -> nn.Module:
         config_file, weights_file = self._pair(stem)
@@ -214,15 +219,27 @@ class Checkpoint:
         if expected_class not in (None, class_name):
             raise InputError(f"{config_file.name} describes a {class_name}, but {key} must be a {expected_class}.")
         args = _member(config, "args", dict, config_file.name)
-        return self._build(class_name, args, read_safetensors(weights_file), key, weights_file)
+        return self._build(class_name, args, read_safetensors(weights_file), key, weights_file, self._licence_of(stem))
+
+    def _licence_of(self, stem: str) -> str | None:
+        """Of the weights of a stem: those of another repository are under another licence."""
+        if self._is_own(stem) or self._local_pair(stem) is not None:
+            return self.licence
+        return LICENCES.get("/".join(_checked_stem(stem).parts[:2]))
 
     def _build(
-        self, class_name: str, args: dict[str, Any], state: dict[str, torch.Tensor], key: str, file: Path
+        self,
+        class_name: str,
+        args: dict[str, Any],
+        state: dict[str, torch.Tensor],
+        key: str,
+        file: Path,
+        licence: str | None,
     ) -> nn.Module:
         module = build_model(class_name, args, file.stem, empty=True)
         if any(name not in state for name in module.state_dict()):
             module = build_model(class_name, args, file.stem)  # something keeps its initial values
-        self.report.add(load_weights(module, state, key, file, self.device))
+        self.report.add(replace(load_weights(module, state, key, file, self.device), licence=licence))
         return module.to(self.device)
 
     def _pair(self, stem: str) -> tuple[Path, Path]:

@@ -8,15 +8,20 @@ from typing import Any
 PIPELINE_REPOSITORY = "Stable-X/trellis-vggt-v0-2"
 VGGT_REPOSITORY = "Stable-X/vggt-object-v0-1"
 
+# Of weights whose checkpoint does not state it: those of VGGT are made from VGGT-1B, which is not for commercial use.
+LICENCES = {VGGT_REPOSITORY: "CC-BY-NC-4.0"}
+
 
 @dataclass(frozen=True)
 class HubEncoder:
-    """An image encoder known by its torch-hub entry: constructor arguments, and its weights' file, size and address."""
+    """An image encoder known by its torch-hub entry: constructor arguments, and its weights' file, size, address and
+    licence."""
 
     args: dict[str, Any]
     file: str
     bytes: int
     url: str
+    licence: str
 
 
 # Those that pipeline.json may name.
@@ -26,5 +31,6 @@ TORCH_HUB_ENCODERS = {
         "dinov2_vitl14_reg4_pretrain.pth",
         1_217_607_321,
         "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_reg4_pretrain.pth",
+        "Apache-2.0",
     )
 }

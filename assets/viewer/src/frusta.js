@@ -31,7 +31,7 @@ export function frusta(record, folder, trust, loaded) {
     camera.add(pyramid(width, height, depth, color));
     const picture = new Mesh(
       new PlaneGeometry(width, height),
-      new MeshBasicMaterial({ side: DoubleSide, transparent: true, opacity: 0.95, color: 0xffffff }),
+      new MeshBasicMaterial({ side: DoubleSide, transparent: true, opacity: 0.95, color: 0xffffff, toneMapped: false }),
     );
     picture.position.z = -depth;
     new TextureLoader().load(folder + frame.file_path, (texture) => {

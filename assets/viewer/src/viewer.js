@@ -9,20 +9,18 @@
 // Everything is in the glTF frame (y up). The element draws only when something changes. Its attribute data-state is
 // "loading", "ready" or "failed".
 import {
-  AmbientLight, Box3, BoxGeometry, DataUtils, EdgesGeometry, EquirectangularReflectionMapping,
-  GridHelper, Group, LineBasicMaterial, LineSegments, MeshBasicMaterial, PerspectiveCamera, PMREMGenerator, Raycaster,
-  Scene, Sphere, Spherical, Vector2, Vector3, WebGLRenderer,
+  AmbientLight, Box3, BoxGeometry, EdgesGeometry, GridHelper, Group, LineBasicMaterial, LineSegments, MeshBasicMaterial,
+  NeutralToneMapping, PerspectiveCamera, PMREMGenerator, Raycaster, Scene, Sphere, Spherical, Vector2, Vector3, WebGLRenderer,
 } from 'three';
 import { OrbitControls } from 'three/addons/controls/OrbitControls.js';
 import { GLTFLoader } from 'three/addons/loaders/GLTFLoader.js';
-import { HDRLoader } from 'three/addons/loaders/HDRLoader.js';
+import { environment } from './environments.js';
 import { frusta } from './frusta.js';
 import { Splats, readSplats } from './splats.js';
 import { toolbar } from './toolbar.js';
 
 const FIELD_OF_VIEW = 35; // degrees, vertical
-const ENVIRONMENTS = new Map(); // decoded once for all viewers of the page
-const RADIANCE = 0.75; // mean brightness that every environment is brought to
+const AHEAD = '2000px'; // below the fold of a page a model is opened all the same
 const TURN = 0.12; // radians a key press turns the model by
 
 export class Viewer extends HTMLElement {
@@ -35,12 +33,23 @@ export class Viewer extends HTMLElement {
     this.canvas.setAttribute('aria-label',
       `${this.getAttribute('label') || '3D model'}. Arrow keys turn it, plus and minus zoom.`);
     this.append(this.canvas);
+    // One in a tab that nobody has opened yet takes neither graphics memory nor time.
+    this.sight = new IntersectionObserver((entries) => {
+      if (!entries.some((entry) => entry.isIntersecting)) return;
+      this.sight.disconnect();
+      this.begin();
+    }, { rootMargin: AHEAD });
+    this.sight.observe(this);
+  }
+
+  begin() {
     try {
       this.renderer = new WebGLRenderer({ canvas: this.canvas, antialias: true, alpha: true });
     } catch {
       this.fail('This browser cannot draw in 3D. The files can still be downloaded.');
       return;
     }
+    this.renderer.toneMapping = NeutralToneMapping; // keeps colours, and takes back what would be too bright to show
     this.renderer.setPixelRatio(Math.min(devicePixelRatio, 2));
     this.scene = new Scene();
     this.camera = new PerspectiveCamera(FIELD_OF_VIEW, 1, 0.01, 100);
@@ -57,7 +66,9 @@ export class Viewer extends HTMLElement {
   disconnectedCallback() {
     // Gradio may move an element; only one that stays away gives its graphics memory back.
     queueMicrotask(() => {
-      if (this.isConnected || !this.renderer) return;
+      if (this.isConnected) return;
+      this.sight.disconnect();
+      if (!this.renderer) return;
       this.observer.disconnect();
       this.controls.dispose();
       this.renderer.dispose();
@@ -94,7 +105,7 @@ export class Viewer extends HTMLElement {
     this.append(toolbar(this));
     this.show(mesh ? 'surface' : 'splats');
     this.home();
-    await this.light(0);
+    if (mesh) await this.light(0);
     this.resize();
     this.dataset.state = 'ready';
   }
@@ -128,16 +139,14 @@ export class Viewer extends HTMLElement {
       return;
     }
     const [name, address] = this.lights[index];
-    if (!ENVIRONMENTS.has(address)) ENVIRONMENTS.set(address, new HDRLoader().loadAsync(address));
-    const picture = await ENVIRONMENTS.get(address);
-    picture.mapping = EquirectangularReflectionMapping;
+    const { picture, intensity } = await environment(address);
     const generator = new PMREMGenerator(this.renderer);
     const target = generator.fromEquirectangular(picture);
     generator.dispose();
     this.environment?.dispose();
     this.environment = target;
     this.scene.environment = target.texture;
-    this.scene.environmentIntensity = RADIANCE / meanRadiance(picture);
+    this.scene.environmentIntensity = intensity;
     this.dataset.light = name;
     this.draw();
   }
@@ -158,7 +167,8 @@ export class Viewer extends HTMLElement {
       for (const view of this.frusta.userData.views) {
         radius = Math.max(radius, view.position.distanceTo(sphere.center) + view.size);
       }
-      radius *= 0.66; // the corners of the picture may stay empty, cameras in them may not
+      // They stand in a flat ring, which leaves a wide picture empty above and below.
+      radius *= this.camera.aspect > 1.2 ? 0.58 : 0.85;
       direction.applyAxisAngle(new Vector3(0, 1, 0), 0.5).add(new Vector3(0, 0.35, 0)).normalize();
     }
     const narrow = Math.min(1, this.camera.aspect);
@@ -244,15 +254,6 @@ export class Viewer extends HTMLElement {
     note.addEventListener('click', () => note.remove());
     this.append(note);
   }
-}
-
-/** Mean over the picture; its rows are weighted alike, which is near enough for a brightness. */
-function meanRadiance(picture) {
-  const { data } = picture.image;
-  const number = data instanceof Uint16Array ? DataUtils.fromHalfFloat : (value) => value;
-  let sum = 0;
-  for (let k = 0; k < data.length; k += 4) sum += number(data[k]) + number(data[k + 1]) + number(data[k + 2]);
-  return Math.max((sum * 4) / 3 / data.length, 1e-6);
 }
 
 /** The edges of all triangles of a model, hidden at first. */

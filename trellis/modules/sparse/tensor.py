@@ -44,6 +44,16 @@ class Sites:
             raise ValueError(f"batch index {summary[2]} is out of range for a batch of {self.batch_size}")
         self.extent = (summary[3] + 1, summary[4] + 1, summary[5] + 1)
 
+    @classmethod
+    def even(cls, coords: Tensor, batch_size: int, extent: tuple[int, int, int]) -> Sites:
+        """Samples with equally many voxels in a grid of known `extent`: nothing is checked and nothing waits for the
+        device, so that this can be recorded in a CUDA graph.
+        """
+        sites = cls.__new__(cls)
+        sites.coords, sites.batch_size, sites.extent = coords, batch_size, extent
+        sites._cache = {"counts": [len(coords) // batch_size] * batch_size}
+        return sites
+
     def __len__(self) -> int:
         return len(self.coords)
 

@@ -1,0 +1,46 @@
+// The environments that light a model: equirectangular .hdr files, decoded once for all viewers of the page.
+import { DataUtils, EquirectangularReflectionMapping } from 'three';
+import { HDRLoader } from 'three/addons/loaders/HDRLoader.js';
+
+const RADIANCE = 0.75; // mean brightness that every environment is brought to
+const WIDEST = 1024; // pixels; more would fill the graphics memory and show in no reflection
+const LOADED = new Map();
+
+/** {picture, intensity} of a file. */
+export function environment(address) {
+  if (!LOADED.has(address)) LOADED.set(address, load(address));
+  return LOADED.get(address);
+}
+
+async function load(address) {
+  const picture = await new HDRLoader().loadAsync(address);
+  while (picture.image.width > WIDEST && picture.image.height > 1) picture.image = halved(picture.image);
+  picture.mapping = EquirectangularReflectionMapping;
+  return { picture, intensity: RADIANCE / meanRadiance(picture.image.data) };
+}
+
+/** Half-float RGBA pixels, every two by two of them averaged. */
+function halved({ data, width, height }) {
+  const [w, h] = [width >> 1, height >> 1];
+  const out = new Uint16Array(w * h * 4);
+  for (let y = 0; y < h; y++) {
+    for (let x = 0; x < w; x++) {
+      for (let c = 0; c < 4; c++) {
+        const at = (2 * y * width + 2 * x) * 4 + c;
+        const sum = [at, at + 4, at + 4 * width, at + 4 * width + 4]
+          .reduce((total, k) => total + DataUtils.fromHalfFloat(data[k]), 0);
+        out[(y * w + x) * 4 + c] = DataUtils.toHalfFloat(sum / 4);
+      }
+    }
+  }
+  return { data: out, width: w, height: h };
+}
+
+/** Mean over the picture; its rows are weighted alike, which is near enough for a brightness. */
+function meanRadiance(data) {
+  let sum = 0;
+  for (let k = 0; k < data.length; k += 4) {
+    for (let c = 0; c < 3; c++) sum += DataUtils.fromHalfFloat(data[k + c]);
+  }
+  return Math.max((sum * 4) / 3 / data.length, 1e-6);
+}

@@ -1,0 +1,111 @@
+"""The photographs of a visitor on the page: added, looked at, put in order, masked by brush, left out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gradio as gr
+
+from studio.pages import fragments
+from studio.pages.examples import find_examples
+from studio.pages.html import html, live, on_act
+from studio.pages.sessions import Session, Sessions
+from studio.pages.strip import mask_editor, strip
+from trellis.errors import InputError
+from trellis.pipelines.image_files import MAX_VIEWS
+
+_PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+
+
+class PhotoPanel:
+    """Builds itself inside the current layout; `connect` it once everything else is there.
+
+    Attributes:
+        strip: the thumbnails.
+    """
+
+    def __init__(self, sessions: Sessions) -> None:
+        self._sessions = sessions
+        html(fragments.step_heading(1, "Photos of one object"))
+        self._upload = gr.File(
+            label="Photos of one object",
+            show_label=False,
+            file_count="multiple",
+            file_types=["image", "video", ".heic", ".heif", ".avif", ".jp2", ".ppm"],
+            height=104,
+            elem_id="photos",
+            elem_classes="drop",
+        )
+        html(fragments.hint(f"1 to {MAX_VIEWS} photos, or a short video. The first photo becomes the front."))
+        self._alerts = html(elem_id="photo-alerts")
+        self.strip = live(elem_id="strip")
+        self._editor = live(elem_id="mask-editor")
+        self._cards: list[tuple[gr.Button, list[str]]] = []
+        examples = find_examples()
+        if examples:
+            html(fragments.hint("Or start from an example:"))
+            with gr.Row(elem_classes="cards"):
+                for name, files in examples:
+                    card = gr.Button(name, icon=files[0], elem_classes="card", min_width=70, size="sm")
+                    self._cards.append((card, files))
+
+    def connect(self, status: gr.HTML, emptied: Callable[[Session], Any]) -> None:
+        """Listen. `emptied(session)`: what the status display says once there are other photos."""
+        self._emptied = emptied
+        strips = [self.strip, self._alerts, self._editor]
+        filled = [status, *strips]
+        added = self._upload.upload(self._add, self._upload, [self._upload, *filled], **_PRIVATE, concurrency_limit=4)
+        self.look_after(added)
+        for card, files in self._cards:
+            self.look_after(card.click(self._example_of(files), None, filled, **_PRIVATE))
+        self.look_after(on_act(self.strip, self._act, [], strips, queue=False))
+        self.look_after(on_act(self._editor, self._mask, [], strips, queue=False))
+
+    def look_after(self, event: Any) -> None:
+        """After an event, look at the photographs that nobody has looked at yet."""
+        event.then(self._look, None, [self.strip], **_PRIVATE, concurrency_limit=2, concurrency_id="look")
+
+    def _add(self, request: gr.Request, files: list[str] | None) -> Any:
+        session = self._sessions.of(request.session_hash)
+        sentences = session.photos.add(files or ())
+        return None, self._emptied(session), strip(session.photos), fragments.alerts(sentences), ""
+
+    def _example_of(self, files: list[str]) -> Callable[..., Any]:
+        def example(request: gr.Request) -> Any:
+            session = self._sessions.of(request.session_hash)
+            session.photos.clear()
+            session.photos.add(files)
+            return self._emptied(session), strip(session.photos), "", ""
+
+        return example
+
+    def _look(self, request: gr.Request) -> Any:
+        session = self._sessions.of(request.session_hash)
+        for _ in session.photos.look():
+            yield strip(session.photos)
+        yield strip(session.photos)
+
+    def _act(self, request: gr.Request, data: dict[str, Any]) -> Any:
+        photos = self._sessions.of(request.session_hash).photos
+        act, id = data.get("act"), str(data.get("id"))
+        index = photos.index(id)
+        editor: Any = ""
+        if act == "clear":
+            photos.clear()
+        elif index is not None and act == "remove":
+            photos.remove(id)
+        elif index is not None and act in ("left", "right"):
+            photos.move(id, index + (1 if act == "right" else -1))
+        elif index is not None and act == "mask":
+            editor = mask_editor(photos, next(photo for photo in photos if photo.id == id))
+        return strip(photos), "", editor
+
+    def _mask(self, request: gr.Request, data: dict[str, Any]) -> Any:
+        photos = self._sessions.of(request.session_hash).photos
+        if data.get("act") == "mask":
+            try:
+                photos.set_mask(str(data.get("id")), data.get("png"))
+            except InputError as error:
+                return gr.skip(), fragments.alerts([str(error)]), gr.skip()
+        return strip(photos), "", ""
