@@ -49,24 +49,27 @@ def free_shape(
     held_out = held_out_views(len(views))
     vertices, faces = asset.geometry.vertices, asset.geometry.faces
     from_silhouettes = views.predicted and len(views) >= _LEAST_VIEWS
-    parts = 2 if from_silhouettes else 1
-
     rounds = 2 if views.predicted else 1
+    fits = rounds * (2 if from_silhouettes else 1)
 
     def followed(number: int, steps: Iterator[GridProgress]) -> GridProgress:
         for progress in steps:
-            callback((number + progress.step / progress.of) / (rounds * parts), progress.loss)
+            callback((number + progress.step / progress.of) / fits, progress.loss)
         return progress
 
-    def finished(part: int, steps: Iterator[GridProgress], views: Views) -> tuple[Asset, Views]:
-        fitted = followed(part * rounds, steps)
+    def after(number: int) -> Callable[[int, int], None]:
+        """Between fits nothing is gained, but somebody may want to stop."""
+        return lambda step, of: callback(number / fits, None)
+
+    def finished(number: int, steps: Iterator[GridProgress], views: Views) -> tuple[Asset, Views]:
+        fitted = followed(number, steps)
         views = views.with_cameras(fitted.cameras)
         if views.predicted:  # a shape that agrees with where the views now look to be
-            views = place_around(views, fitted.surface)
+            views = place_around(views, fitted.surface, callback=after(number + 1))
             steps = fit_mesh(fitted.surface.vertices, fitted.surface.faces, views, settings, seed, held_out)
-            fitted = followed(part * rounds + 1, steps)
+            fitted = followed(number + 1, steps)
             views = views.with_cameras(fitted.cameras)
-            views = place_around(views, fitted.surface, held_out) if held_out else views
+            views = place_around(views, fitted.surface, held_out, after(number + 2)) if held_out else views
         training = views.subset([index for index in range(len(views)) if index not in held_out])
         return asset_from_views(fitted.surface, training, texture_size), views
 
@@ -81,9 +84,9 @@ def free_shape(
     if from_silhouettes:
         low, high = vertices.amin(0), vertices.amax(0)
         turned = views if together is None else views.with_cameras(together)
-        turned = make_coherent(turned, (low + high) / 2, float((high - low).max()))
+        turned = make_coherent(turned, (low + high) / 2, float((high - low).max()), after(rounds))
         with suppress(InputError):
-            starts.append(finished(1, fit_grid(turned, settings, seed, held_out), turned))
+            starts.append(finished(rounds, fit_grid(turned, settings, seed, held_out), turned))
     if not starts:
         raise problem
     return max(starts, key=lambda start: _agreement(*start))
