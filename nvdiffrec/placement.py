@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
+from scipy.spatial import cKDTree
 from torch import Tensor
 
 from nvdiffrec.camera_fit import corrected, corrected_cameras
@@ -19,6 +20,8 @@ from nvdiffrec.coherence import Place
 from nvdiffrec.from_scratch import render_colors
 from nvdiffrec.losses import silhouette_iou
 from nvdiffrec.views import Views
+from trellis.export.simplify import simplify
+from trellis.export.surface import surface_of
 from trellis.renderers.cameras import Cameras
 from trellis.representations.flexicubes.surface import Surface
 
@@ -26,8 +29,9 @@ _SEARCH_SIZE, _FINE_SIZE = 40, 96  # pixels
 _COLOR_SHARE = 0.5  # of the score, beside the silhouettes' IoU
 _FAR_SHARE = 0.005  # taken off the score for a camera as far off as estimates usually are
 _AZIMUTHS, _ELEVATIONS = (60.0, 10.0), (20.0, 10.0)  # degrees around where it is thought to stand, and their steps
-_KEPT = 3  # candidates that are aligned
-_STEPS = (4, 6)  # of aligning, on the two sizes
+_KEPT = 2  # candidates that are aligned
+_STEPS = (3, 4)  # of aligning, on the two sizes
+_FACES = 1500  # that pictures this small show
 
 
 def place_around(
@@ -46,6 +50,7 @@ def place_around(
 
     A view keeps its camera if none that shows the surface more like it is found.
     """
+    surface = _reduced(surface)
     small, fine = views.scaled(_SEARCH_SIZE), views.scaled(_FINE_SIZE)
     middle = (surface.vertices.amin(0) + surface.vertices.amax(0)) / 2
     extrinsics, intrinsics = views.cameras.extrinsics.clone(), views.cameras.normalised_intrinsics.clone()
@@ -71,6 +76,15 @@ def place_around(
                 extrinsics[index], intrinsics[index] = camera.extrinsics[0], camera.normalised_intrinsics[0]
         callback(number, len(indices))
     return views.with_cameras(Cameras.from_normalised(extrinsics, intrinsics, views.cameras.image_size))
+
+
+@torch.no_grad()
+def _reduced(surface: Surface) -> Surface:
+    """With fewer faces, and the colours of the nearest vertices."""
+    low = simplify(surface_of(surface), 0.0, _FACES)
+    nearest = cKDTree(surface.vertices.numpy()).query(low.vertices)[1]
+    vertices, faces = torch.from_numpy(low.vertices), torch.from_numpy(low.faces).long()
+    return Surface(vertices, faces, surface.attributes[nearest])
 
 
 @torch.no_grad()
