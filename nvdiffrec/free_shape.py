@@ -14,12 +14,14 @@ import torch
 
 from nvdiffrec.asset import Asset, asset_from_views
 from nvdiffrec.coherence import make_coherent
-from nvdiffrec.from_scratch import GridProgress, GridSettings, fit_grid, fit_mesh
-from nvdiffrec.optimise import held_out_views, score_asset
+from nvdiffrec.from_scratch import GridProgress, GridSettings, fit_grid, fit_mesh, render_colors
+from nvdiffrec.losses import on_white, psnr
+from nvdiffrec.optimise import held_out_views
 from nvdiffrec.placement import place_around
 from nvdiffrec.views import Views
 from trellis.errors import InputError
 from trellis.renderers.cameras import Cameras
+from trellis.representations.flexicubes.surface import Surface
 
 _LEAST_VIEWS = 4  # that carve a shape worth starting from
 
@@ -61,7 +63,7 @@ def free_shape(
         """Between fits nothing is gained, but somebody may want to stop."""
         return lambda step, of: callback(number / fits, None)
 
-    def finished(number: int, steps: Iterator[GridProgress], views: Views) -> tuple[Asset, Views]:
+    def finished(number: int, steps: Iterator[GridProgress], views: Views) -> tuple[Surface, Views]:
         fitted = followed(number, steps)
         views = views.with_cameras(fitted.cameras)
         if views.predicted:  # a shape that agrees with where the views now look to be
@@ -70,8 +72,7 @@ def free_shape(
             fitted = followed(number + 1, steps)
             views = views.with_cameras(fitted.cameras)
             views = place_around(views, fitted.surface, held_out, after(number + 2)) if held_out else views
-        training = views.subset([index for index in range(len(views)) if index not in held_out])
-        return asset_from_views(fitted.surface, training, texture_size), views
+        return fitted.surface, views
 
     starts = []
     problem = None
@@ -89,11 +90,19 @@ def free_shape(
             starts.append(finished(rounds, fit_grid(turned, settings, seed, held_out), turned))
     if not starts:
         raise problem
-    return max(starts, key=lambda start: _agreement(*start))
+    surface, placed = max(starts, key=lambda start: _agreement(*start, held_out))
+    training = placed.subset([index for index in range(len(views)) if index not in held_out])
+    return asset_from_views(surface, training, texture_size), placed
 
 
 @torch.no_grad()
-def _agreement(asset: Asset, views: Views) -> float:
-    scores = score_asset(asset, views)
-    judges = [score for score in scores if score.held_out] or scores
-    return float(np.mean([score.object_psnr for score in judges]))
+def _agreement(surface: Surface, views: Views, held_out: list[int]) -> float:
+    """Mean PSNR in dB over the object, of the held-out views, or of all if none is."""
+    values = []
+    for index in held_out or range(len(views)):
+        cameras, target = views.cameras, views.linear(index)
+        size = cameras.height_width(index)
+        image = render_colors(surface, cameras.extrinsics[index], cameras.intrinsics[index], size)
+        region = (image[..., 3] > 0.5) | (target[..., 3] > 0.5)
+        values.append(psnr(on_white(image), on_white(target), region))
+    return float(np.mean(values))
