@@ -112,7 +112,7 @@ def lost_cameras(name: str, truth: Asset, views: Views, arguments: argparse.Name
     wrong = perturbed(views.cameras, 3.0, 0.03, 0.03)
     wall, processor = time.time(), time.process_time()
     steps = arguments.steps or 24 * len(views)
-    options = FitOptions(geometry=False, cameras=True, camera_rate=8e-3)
+    options = FitOptions(geometry=False, cameras=True)
     settings = LoopSettings(steps=steps, resolution=arguments.size, fit=options, evaluate_every=4 * len(views),
                             device=arguments.device)  # fmt: skip
     result = _last(refine(views.with_cameras(wrong), truth, settings))

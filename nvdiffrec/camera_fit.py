@@ -12,21 +12,21 @@ SHIFT_SPREAD = 0.05  # of the distance to the object
 FOCAL_SPREAD = 0.02  # of the focal length
 
 
-def corrected(cameras: Cameras, twists: Tensor, log_focals: Tensor, index: int) -> tuple[Tensor, Tensor]:
+def corrected(cameras: Cameras, index: int, twist: Tensor, log_focal: Tensor) -> tuple[Tensor, Tensor]:
     """Extrinsics [4, 4] and intrinsics [3, 3] of one corrected view, differentiable in both corrections.
 
     Args:
-        cameras: N cameras.
-        twists: [N, 6]; a rotation vector in radians (camera axes, about the origin of the object frame), and a shift in
+        cameras, index: which view.
+        twist: [6]; a rotation vector in radians (camera axes, about the origin of the object frame), and a shift in
             units of the distance to the origin. Turning about the object keeps the two nearly independent: a wrong
             direction of view does not also move the object out of the picture.
-        log_focals: [N] logarithm of the factor on the focal length. A longer lens also stands back by the same factor
-            (a dolly zoom), so that it changes the perspective and not the size, which is the shift's to change: as one
-            and the other alone they would be nearly the same, and neither would be found.
+        log_focal: [] logarithm of the factor on the focal length. A longer lens also stands back by the same factor (a
+            dolly zoom), so that it changes the perspective and not the size, which is the shift's to change: as one and
+            the other alone they would be nearly the same, and neither would be found.
     """
-    extrinsics, twist = cameras.extrinsics[index], twists[index]
+    extrinsics = cameras.extrinsics[index]
     distance = extrinsics[:3, 3].norm().clamp(min=1e-6)
-    factor = log_focals[index].exp()
+    factor = log_focal.exp()
     one = torch.ones_like(factor)
     scale = torch.stack([factor, factor, one])
     rotation = rotation_of(twist[:3]) @ extrinsics[:3, :3]
@@ -36,9 +36,9 @@ def corrected(cameras: Cameras, twists: Tensor, log_focals: Tensor, index: int) 
 
 
 def corrected_cameras(cameras: Cameras, twists: Tensor, log_focals: Tensor) -> Cameras:
-    """All corrected cameras, without gradients."""
+    """All cameras with corrections [N, 6] and [N], without gradients."""
     with torch.no_grad():
-        pairs = [corrected(cameras, twists, log_focals, index) for index in range(len(cameras))]
+        pairs = [corrected(cameras, index, twists[index], log_focals[index]) for index in range(len(cameras))]
         extrinsics, intrinsics = (torch.stack(column) for column in zip(*pairs, strict=True))
         return Cameras(extrinsics, intrinsics, cameras.image_size)
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from nvdiffrec.asset import Asset
-from nvdiffrec.camera_fit import corrected, corrected_cameras, prior
+from nvdiffrec.camera_fit import corrected, corrected_cameras
+from nvdiffrec.camera_newton import align_camera
 from nvdiffrec.geometry import LargeSteps, SmoothnessTerms, UniformAdam
 from nvdiffrec.light import FITTED_SIZE, FilteredLight, filter_light
 from nvdiffrec.losses import light_neutrality, log_tonemapped_l1, mask_l2
@@ -17,7 +18,6 @@ from nvdiffrec.shading import PreparedMaterial, render
 from nvdiffrec.views import Views
 from trellis.renderers.cameras import Cameras
 
-_FOCAL_PACE = 3.0  # perspective alone pulls at a focal length, weakly and along a long way
 _LIGHT_RANGE = (-7.0, 7.0)  # of the logarithm of a fitted light
 
 
@@ -31,9 +31,9 @@ class FitOptions:
         turntable: the object turned under a fixed lamp.
         smoothness: lambda of the large steps.
         vertex_rate: step of the vertices, in parts of the object's radius.
-        color_rate, orm_rate, light_rate, camera_rate, exposure_rate: Adam's step sizes.
+        color_rate, orm_rate, light_rate, exposure_rate: Adam's step sizes.
         mask_weight: of the mask loss against the colour loss.
-        laplacian, normal_consistency, light_neutrality, material_prior, camera_prior: weights of the regularisers.
+        laplacian, normal_consistency, light_neutrality, material_prior: weights of the regularisers.
     """
 
     geometry: bool = True
@@ -48,14 +48,12 @@ class FitOptions:
     color_rate: float = 0.02
     orm_rate: float = 0.01
     light_rate: float = 0.02
-    camera_rate: float = 3e-3
     exposure_rate: float = 5e-3
     mask_weight: float = 2.0
     laplacian: float = 2e-4
     normal_consistency: float = 1e-3
     light_neutrality: float = 5e-3
     material_prior: float = 1e-3
-    camera_prior: float = 1e-4
 
 
 class Fit:
@@ -94,17 +92,15 @@ class Fit:
             "orm": options.material and options.light,
             "normal": options.normal_map,
             "light": options.light,
-            "twists": bool(options.cameras),
-            "log_focals": bool(options.cameras),
             "exposures": options.exposure,
         }
-        self.fits_anything = any(fitted.values())
-        self.parameters = {name: value.requires_grad_(fitted[name]) for name, value in start.items()}
+        self.fits_anything = any(fitted.values()) or bool(options.cameras)
+        # Cameras take no part in the gradient steps: `align` moves them.
+        self.parameters = {name: value.requires_grad_(fitted.get(name, False)) for name, value in start.items()}
         self._start_orm = material.orm.clone()
         rates = {
             "color": options.color_rate, "orm": options.orm_rate, "normal": options.orm_rate,
-            "light": options.light_rate, "twists": options.camera_rate, "log_focals": _FOCAL_PACE * options.camera_rate,
-            "exposures": options.exposure_rate,
+            "light": options.light_rate, "exposures": options.exposure_rate,
         }  # fmt: skip
         groups = [{"params": [self.parameters[n]], "lr": rate, "base": rate} for n, rate in rates.items() if fitted[n]]
         self.adam = torch.optim.Adam(groups, fused=True) if groups else None
@@ -126,12 +122,17 @@ class Fit:
             return None
         return filter_light(self.parameters["light"].exp())
 
-    def image(self, index: int, prepared: tuple, cameras: Cameras | None = None) -> Tensor:
-        """View `index` as [H, W, 4]; `cameras` are the uncorrected ones in the resolution wanted."""
+    def image(
+        self, index: int, prepared: tuple, cameras: Cameras | None = None,
+        correction: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:  # fmt: skip
+        """View `index` as [H, W, 4]; `cameras` are the uncorrected ones in the resolution wanted, `correction` another
+        twist [6] and logarithm of the focal length [] than the view has."""
         geometry, material, light = prepared
         cameras = cameras or self.cameras
         values = self.parameters
-        extrinsics, intrinsics = corrected(cameras, values["twists"], values["log_focals"], index)
+        correction = correction or (values["twists"][index], values["log_focals"][index])
+        extrinsics, intrinsics = corrected(cameras, index, *correction)
         size = cameras.height_width(index)
         return render(
             geometry, material, light, extrinsics, intrinsics, size,
@@ -160,23 +161,31 @@ class Fit:
             loss = loss + options.light_neutrality * light_neutrality(values["light"].exp())
             if options.material:
                 loss = loss + options.material_prior * (values["orm"] - self._start_orm).square().mean()
-        return loss + self._camera_loss()
+        return loss
 
-    def camera_loss(self, views: Views, index: int) -> Tensor:
-        """Of a held-out view: it may place its own camera and exposure, and change nothing else."""
+    def align(self, views: Views, index: int, steps: int) -> None:
+        """Move one camera to where the asset as it stands agrees better with the view."""
+        values = self.parameters
         with torch.no_grad():
-            geometry, material, light = self.prepared()
-        return self._data_loss(views, index, (geometry, material, light)) + self._camera_loss()
+            prepared = self.prepared()
+        values["twists"][index], values["log_focals"][index] = align_camera(
+            lambda twist, log_focal: self.image(index, prepared, views.cameras, (twist, log_focal)),
+            views.linear(index),
+            values["twists"][index],
+            values["log_focals"][index],
+            steps,
+        )
+
+    def exposure_loss(self, views: Views, index: int) -> Tensor:
+        """Of a held-out view: it may find its own exposure, and change nothing else."""
+        with torch.no_grad():
+            prepared = self.prepared()
+        return self._data_loss(views, index, prepared)
 
     def _data_loss(self, views: Views, index: int, prepared: tuple) -> Tensor:
         image, target = self.image(index, prepared, views.cameras), views.linear(index)
         color = log_tonemapped_l1(image[..., :3], target[..., :3])
         return color + self.options.mask_weight * mask_l2(image[..., 3], target[..., 3])
-
-    def _camera_loss(self) -> Tensor | float:
-        if not self.options.cameras:
-            return 0.0
-        return self.options.camera_prior * prior(self.parameters["twists"], self.parameters["log_focals"])
 
     def step(self, share: float) -> None:
         """One optimiser step with the rates for when `share` in [0, 1] of all is done, then back to valid values."""

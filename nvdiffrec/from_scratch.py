@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from nvdiffrec.camera_fit import corrected, corrected_cameras, prior
+from nvdiffrec.camera_fit import corrected, corrected_cameras
+from nvdiffrec.camera_newton import align_camera
 from nvdiffrec.grid import FlexiGrid, Placement, around, hull_distance, locate, mesh_distance
 from nvdiffrec.losses import log_tonemapped_l1, mask_l2
 from nvdiffrec.views import Views
@@ -18,20 +20,18 @@ from trellis.representations.flexicubes.surface import Surface
 
 _MASK_WEIGHT = 2.0
 _ROUGHNESS_WEIGHT = 0.05
-_CAMERA_PRIOR = 1e-4
+_ALIGN_EVERY, _ALIGN_STEPS = 4, 2  # rounds over the views between two alignments of a camera, and steps of each
 _ENTROPY_WEIGHT = (0.02, 0.002)  # Munkberg's sign-change entropy, first and last step
 _RATES = {"sdf": 0.15, "deform": 0.02, "color": 0.05}  # sdf: in cells
 
 
 @dataclass(frozen=True)
 class GridSettings:
-    """cells: per side of the grid. steps: optimiser steps, one view each. resolution: longest image side in pixels.
-    camera_rate: Adam's step size for the corrections of predicted cameras."""
+    """cells: per side of the grid. steps: optimiser steps, one view each. resolution: longest image side in pixels."""
 
     cells: int = 48
     steps: int = 240
     resolution: int = 128
-    camera_rate: float = 6e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,33 +85,39 @@ def _fit_distance(
     grid = FlexiGrid(distance)
     rates = {**_RATES, "sdf": _RATES["sdf"] / grid.cells}
     groups = [{"params": [grid.parameters[name]], "lr": rate} for name, rate in rates.items()]
-    twists = torch.zeros(len(views), 6, requires_grad=views.predicted)
-    log_focals = torch.zeros(len(views), requires_grad=views.predicted)
-    if views.predicted:
-        groups.append({"params": [twists, log_focals], "lr": settings.camera_rate})
+    twists, log_focals = torch.zeros(len(views), 6), torch.zeros(len(views))
     optimiser = torch.optim.Adam(groups, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 0.1 ** (step / max(1, settings.steps)))
     targets = [small.linear(index) for index in range(len(small))]
 
-    def data_loss(surface: Surface, index: int) -> Tensor:
-        camera = corrected(small.cameras, twists, log_focals, index)
-        image = render_colors(surface, *camera, small.cameras.height_width(index))
-        loss = log_tonemapped_l1(image[..., :3], targets[index][..., :3])
-        loss = loss + _MASK_WEIGHT * mask_l2(image[..., 3], targets[index][..., 3])
-        return loss + _CAMERA_PRIOR * prior(twists, log_focals) if views.predicted else loss
+    def image(surface: Surface, index: int, twist: Tensor, log_focal: Tensor) -> Tensor:
+        camera = corrected(small.cameras, index, twist, log_focal)
+        return render_colors(surface, *camera, small.cameras.height_width(index))
 
-    turns = [_turns([i for i in range(len(views)) if i not in held_out], seed), _turns(list(held_out), seed)]
+    def align(surface: Surface, index: int) -> None:
+        still = Surface(surface.vertices.detach(), surface.faces, surface.attributes.detach())
+        twists[index], log_focals[index] = align_camera(
+            partial(image, still, index), targets[index], twists[index], log_focals[index], _ALIGN_STEPS
+        )
+
+    taught = [index for index in range(len(views)) if index not in held_out]
+    turns = _turns(taught, seed)
     for step in range(1, settings.steps + 1):
         surface = grid.extract()
         share = step / settings.steps
         entropy_weight = _ENTROPY_WEIGHT[0] + (_ENTROPY_WEIGHT[1] - _ENTROPY_WEIGHT[0]) * share
-        loss = data_loss(surface, next(turns[0]))
+        index, round_number = next(turns), (step - 1) // len(taught)
+        if views.predicted and round_number % _ALIGN_EVERY == _ALIGN_EVERY - 1:
+            align(surface, index)
+            if step % len(taught) == 0:
+                for other in held_out:
+                    align(surface, other)
+        shown = image(surface, index, twists[index], log_focals[index])
+        loss = log_tonemapped_l1(shown[..., :3], targets[index][..., :3])
+        loss = loss + _MASK_WEIGHT * mask_l2(shown[..., 3], targets[index][..., 3])
         whole = loss + _ROUGHNESS_WEIGHT * grid.roughness() + entropy_weight * grid.sign_entropy()
         optimiser.zero_grad(set_to_none=True)
         whole.backward()
-        if views.predicted and held_out and step % max(1, len(views) // len(held_out) - 1) == 0:
-            still = Surface(surface.vertices.detach(), surface.faces, surface.attributes.detach())
-            data_loss(still, next(turns[1])).backward()
         optimiser.step()
         schedule.step()
         if step < settings.steps:

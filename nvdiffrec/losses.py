@@ -15,7 +15,7 @@ def log_tonemapped_l1(image: Tensor, target: Tensor) -> Tensor:
 
     The logarithm keeps highlights from deciding everything, the sRGB curve gives shadows their say.
     """
-    return (_tone(image) - _tone(target)).abs().mean()
+    return (tone_mapped(image) - tone_mapped(target)).abs().mean()
 
 
 def mask_l2(coverage: Tensor, target: Tensor) -> Tensor:
@@ -51,5 +51,6 @@ def on_white(image: Tensor) -> Tensor:
     return linear_to_srgb(straight).clamp(0, 1) * coverage + 1 - coverage
 
 
-def _tone(image: Tensor) -> Tensor:
+def tone_mapped(image: Tensor) -> Tensor:
+    """The curve of `log_tonemapped_l1`, elementwise."""
     return linear_to_srgb(torch.log1p(image.clamp(min=0)))

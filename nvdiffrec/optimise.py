@@ -26,7 +26,9 @@ _HOLD_OUT_FROM = 6  # views; with fewer, every one is needed
 _HOLD_OUT_EVERY = 8
 _LEAST_GAIN = 0.05  # dB that a refinement must bring to count as one
 _MOST_LOSS = 0.005  # of the silhouettes' IoU that it may cost
-_STATE_FORMAT = "nvdiffrec-state-1"
+_ALIGN_EVERY, _ALIGN_STEPS = 4, 2  # rounds over the views between two alignments of a camera, and steps of each
+_FIRST_SIZES, _FIRST_STEPS = (0.125, 0.25), 4  # parts of the resolution before the first alignment, and steps on each
+_STATE_FORMAT = "nvdiffrec-state-2"
 
 
 @dataclass(frozen=True)
@@ -172,21 +174,34 @@ class _Run:
         settings = self.settings
         fine = step > settings.coarse * settings.steps
         views = self.views if fine else self.coarse_views
-        index = self._turn(self.training, step - 1)
+        index, round_number = self._turn(self.training, step - 1)
+        if settings.fit.cameras and round_number % _ALIGN_EVERY == 0:
+            self._align(index, views, round_number)
+            if (step - 1) % len(self.training) == 0:
+                # Held-out cameras follow at the same pace, or the score would measure them instead of the asset.
+                for other in self.held_out:
+                    self._align(other, views, round_number)
         loss = self.fit.loss(views, index)
-        loss.backward()
-        if self.held_out and (settings.fit.cameras or settings.fit.exposure):
-            # Held-out cameras follow at the same pace, or the score would measure them instead of the asset.
-            if step % max(1, len(self.training) // len(self.held_out)) == 0:
-                self.fit.camera_loss(views, self._turn(self.held_out, step)).backward()
+        if loss.requires_grad:  # not where cameras alone are fitted
+            loss.backward()
+        if self.held_out and settings.fit.exposure and step % max(1, len(self.training) // len(self.held_out)) == 0:
+            self.fit.exposure_loss(views, self._turn(self.held_out, step)[0]).backward()
         self.fit.step(step / settings.steps)
         return float(loss.detach())
 
-    def _turn(self, indices: list[int], step: int) -> int:
-        """Every index once per round, in an order that depends on seed and round alone, so that a run can resume."""
+    def _align(self, index: int, views: Views, round_number: int) -> None:
+        """Move one camera; at first from small pictures, in which it sees far, to larger ones."""
+        if round_number == 0:
+            for part in _FIRST_SIZES:
+                self.fit.align(self.views.scaled(max(8, round(part * self.settings.resolution))), index, _FIRST_STEPS)
+        self.fit.align(views, index, _ALIGN_STEPS)
+
+    def _turn(self, indices: list[int], step: int) -> tuple[int, int]:
+        """Every index once per round, in an order that depends on seed and round alone, so that a run can resume; and
+        the round."""
         round_number, place = divmod(step, len(indices))
         generator = torch.Generator().manual_seed(self.settings.seed * 100_003 + round_number)
-        return indices[int(torch.randperm(len(indices), generator=generator)[place])]
+        return indices[int(torch.randperm(len(indices), generator=generator)[place])], round_number
 
     def evaluate(self) -> tuple[float, Tensor]:
         scores = score_views(self.fit, self.views, self.held_out)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -19,7 +20,8 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from nvdiffrec.asset import Asset
-from nvdiffrec.camera_fit import corrected, corrected_cameras, prior, rotation_of
+from nvdiffrec.camera_fit import corrected, corrected_cameras, rotation_of
+from nvdiffrec.camera_newton import align_camera
 from nvdiffrec.from_scratch import render_colors
 from nvdiffrec.light import filter_light
 from nvdiffrec.losses import log_tonemapped_l1, mask_l2, silhouette_iou
@@ -28,7 +30,7 @@ from nvdiffrec.similarity import IDENTITY, Similarity, moved
 from nvdiffrec.views import Views
 from trellis.errors import InputError
 from trellis.export.simplify import simplify
-from trellis.renderers.cameras import hammersley
+from trellis.renderers.cameras import Cameras, hammersley
 from trellis.renderers.rotations import quaternion_to_matrix
 from trellis.representations.flexicubes.surface import Surface
 
@@ -44,9 +46,7 @@ _COLOR_SHARE = 0.5  # of the score, beside the silhouettes' IoU
 _NUM_HALF_TURNS = 3
 _PROXY_FACES = 2500
 _PROXY_LEVEL = 2.0  # of the mip pyramid, for the colours of its vertices
-_SINGLE_STEPS = 60
-_SINGLE_RATE = 0.02
-_SINGLE_PRIOR = 2e-4
+_SINGLE_STEPS = 6  # on each of the two sizes
 
 Callback = Callable[[int, int], None]
 
@@ -66,10 +66,12 @@ class ViewPlacement:
 
 @dataclass(frozen=True, eq=False)
 class Registration:
-    """views: those that could be placed, with cameras in the asset's frame. placements: of all views, in order.
-    message: which views were left out, in a sentence, empty if none."""
+    """views: those that could be placed, with cameras in the asset's frame. together: the same cameras as placed by one
+    similarity, before each moved by itself. placements: of all views, in order. message: which views were left out, in
+    a sentence, empty if none."""
 
     views: Views
+    together: Cameras
     similarity: Similarity
     placements: tuple[ViewPlacement, ...]
     message: str
@@ -135,15 +137,20 @@ def _settled(
     of: int,
 ) -> Registration:  # fmt: skip
     """What a placement of all views together comes to, after the cameras by themselves if that is wanted."""
-    placed = views.with_cameras(final.apply(views.cameras))
+    together = placed = views.with_cameras(final.apply(views.cameras))
     if views.predicted if single is None else single:
         placed = place_singly(placed, asset, lambda step, _: callback(of - len(views) + step, of))
     callback(of, of)
-    return judge(placed, asset, final)
+    return judge(placed, asset, final, together.cameras)
 
 
-def judge(views: Views, asset: Asset, similarity: Similarity | None = None) -> Registration:
+def judge(
+    views: Views, asset: Asset, similarity: Similarity | None = None, together: Cameras | None = None
+) -> Registration:
     """What cameras that stand around the asset already are worth: those that show something else are left out.
+
+    Args:
+        similarity, together: how they came there; see `Registration`.
 
     Raises:
         InputError: fewer than two views agree with the asset.
@@ -157,7 +164,8 @@ def judge(views: Views, asset: Asset, similarity: Similarity | None = None) -> R
         )
     lost = [placement.name for placement in placements if not placement.placed]
     message = f"Left out because they could not be placed: {', '.join(lost)}." if lost else ""
-    return Registration(views.subset(kept), similarity or IDENTITY, placements, message)
+    together = (views.cameras if together is None else together)[kept]
+    return Registration(views.subset(kept), together, similarity or IDENTITY, placements, message)
 
 
 def agreement(views: Views, asset: Asset) -> list[float]:
@@ -251,24 +259,15 @@ class _Comparison:
         return best
 
     def refine_single(self, index: int) -> tuple[Tensor, Tensor]:
-        """The correction of one camera (twist [6] and logarithm of the focal length), zero if none helps."""
-        cameras = self._sizes[_REFINE_SIZE].cameras[index]
-        twists, log_focals = torch.zeros(1, 6, requires_grad=True), torch.zeros(1, requires_grad=True)
-        optimiser = torch.optim.Adam([twists, log_focals], lr=_SINGLE_RATE)
-        best, best_score = (torch.zeros(6), torch.zeros(())), -math.inf
-        for step in range(_SINGLE_STEPS + 1):
-            image, target = self.image(index, _REFINE_SIZE, *corrected(cameras, twists, log_focals, 0))
-            seen = image.detach()
-            score = silhouette_iou(seen[..., 3], target[..., 3]) - _COLOR_SHARE * _color_error(seen, target)
-            if score > best_score:
-                best, best_score = (twists[0].detach().clone(), log_focals[0].detach().clone()), score
-            loss = _MASK_WEIGHT * mask_l2(image[..., 3], target[..., 3]) + _SINGLE_PRIOR * prior(twists, log_focals)
-            loss = loss + log_tonemapped_l1(image[..., :3], target[..., :3])
-            optimiser.param_groups[0]["lr"] = _SINGLE_RATE * 0.1 ** (step / _SINGLE_STEPS)
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            optimiser.step()
-        return best
+        """The correction of one camera: twist [6] and logarithm of the focal length []."""
+        correction = torch.zeros(6), torch.zeros(())
+        for size in (_SEARCH_SIZE, _REFINE_SIZE):
+            render = partial(self._moved_image, index, size)
+            correction = align_camera(render, self._targets[size][index], *correction, _SINGLE_STEPS)
+        return correction
+
+    def _moved_image(self, index: int, size: int, twist: Tensor, log_focal: Tensor) -> Tensor:
+        return self.image(index, size, *corrected(self._sizes[size].cameras, index, twist, log_focal))[0]
 
     @torch.no_grad()
     def placements(self) -> tuple[ViewPlacement, ...]:

@@ -111,7 +111,7 @@ class _Run:
             notes = [registration.message] if registration.message else []
             for note in notes:
                 self._emit(Note(note))
-            result, start = self._optimise(registration.views, asset, placed)
+            result, start = self._optimise(registration, asset, placed)
             result = self._stage("bake", None, refine_stages.bake, result, start, asset, registration.views, settings)
             shown = self._stage("report", None, refine_write.compare, registration, asset, result, settings)
             films = {}
@@ -125,7 +125,7 @@ class _Run:
         return Refined(job.out_dir, settings, self._elapsed(), result.helped, result.message, result.cancelled, lines,
                        relit, tuple(self._cached), tuple(notes))  # fmt: skip
 
-    def _optimise(self, views: Any, asset: Any, placed: str) -> tuple[Any, Any]:
+    def _optimise(self, registration: Any, asset: Any, placed: str) -> tuple[Any, Any]:
         """The loop, from the cache, from a saved state, or from its beginning."""
         settings = self._job.settings
         unread = {"video_frames", "video_size", *_REGISTERED[:1]}
@@ -136,7 +136,7 @@ class _Run:
 
         def work(report: refine_stages.Report) -> Any:
             self._keeping = True
-            return refine_stages.optimise(views, asset, settings, report, self._cancelled, state)
+            return refine_stages.optimise(registration, asset, settings, report, self._cancelled, state)
 
         value = self._cache.get(key)
         if value is not None:

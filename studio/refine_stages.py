@@ -18,12 +18,13 @@ import torch
 from PIL import Image
 
 from nvdiffrec import registration
-from nvdiffrec.asset import Asset, asset_from_views
+from nvdiffrec.asset import Asset
 from nvdiffrec.asset_files import load_asset
 from nvdiffrec.finish import finish
 from nvdiffrec.fit import FitOptions
-from nvdiffrec.from_scratch import GridSettings, fit_mesh
-from nvdiffrec.optimise import Progress, RefineResult, held_out_views, refine, score_asset, verdict
+from nvdiffrec.free_shape import free_shape
+from nvdiffrec.from_scratch import GridSettings
+from nvdiffrec.optimise import Progress, RefineResult, refine, score_asset, verdict
 from nvdiffrec.optimise import RefineSettings as LoopSettings
 from nvdiffrec.registration import Registration
 from nvdiffrec.result import quantised
@@ -56,6 +57,7 @@ _CLOSE_IOU = 0.87  # silhouettes that agree less have parts missing or added, wh
 _SOLID = 0.8  # of the alpha; prepared views are black below it
 _EVALUATIONS = 10  # of a whole refinement: scores, previews and saved states
 _GRID_STEPS = 0.4  # of the steps, before those of the mesh
+_STEPS_OF_FIT = 0.6  # of those, in each of the four fits where cameras are estimates
 
 
 class Report(Protocol):
@@ -122,7 +124,7 @@ def register(views: Views, asset: Asset, settings: RefineSettings, report: Repor
 
 
 def optimise(
-    views: Views,
+    placed: Registration,
     asset: Asset,
     settings: RefineSettings,
     report: Report,
@@ -137,10 +139,11 @@ def optimise(
     Returns the result, and the asset that the loop started from (another than `asset` if its topology was free).
     """
     report(0, settings.steps)
+    views = placed.views
     start, cameras, done = asset, views.cameras, 0
     if settings.geometry == "volume" or (settings.geometry == "auto" and _is_far_off(views, asset)):
         done = round(_GRID_STEPS * settings.steps)
-        start, cameras = _from_volume(views, asset, settings, done, report, cancelled)
+        start, cameras = _from_volume(placed, asset, settings, done, report, cancelled)
     moved = views.with_cameras(cameras)
     fit = FitOptions(
         geometry=settings.geometry != "fixed",
@@ -192,23 +195,27 @@ def _is_far_off(views: Views, asset: Asset) -> bool:
 
 
 def _from_volume(
-    views: Views, asset: Asset, settings: RefineSettings, steps: int, report: Report, cancelled: Callable[[], bool]
-) -> tuple[Asset, Cameras]:
-    """The asset's shape on a grid, fitted with its topology free and painted from the photographs; and the cameras.
+    placed: Registration, asset: Asset, settings: RefineSettings, steps: int, report: Report,
+    cancelled: Callable[[], bool],
+) -> tuple[Asset, Cameras]:  # fmt: skip
+    """A start whose topology was free, and the cameras that go with it.
 
     Raises Cancelled if `cancelled` says so, for a grid is no asset yet.
     """
-    held_out = held_out_views(len(views))
+    views = placed.views
     if settings.correct_cameras is not None:
         views = replace(views, predicted=settings.correct_cameras)
-    grid = GridSettings(steps=steps, resolution=min(settings.resolution, GridSettings.resolution))
-    for progress in fit_mesh(asset.geometry.vertices, asset.geometry.faces, views, grid, settings.seed, held_out):
-        report(progress.step, settings.steps, loss=progress.loss)
+
+    def follow(share: float, loss: float | None) -> None:
+        report(round(share * steps), settings.steps, loss=loss)
         if cancelled():
             raise Cancelled
-    training = [index for index in range(len(views)) if index not in held_out]
-    seen = views.with_cameras(progress.cameras).subset(training)
-    return asset_from_views(progress.surface, seen, settings.texture_size), progress.cameras
+
+    each = max(1, round(_STEPS_OF_FIT * steps)) if views.predicted else steps
+    grid = GridSettings(steps=each, resolution=min(settings.resolution, GridSettings.resolution))
+    start, moved = free_shape(views, asset, grid, together=placed.together, seed=settings.seed,
+                              texture_size=settings.texture_size, callback=follow)  # fmt: skip
+    return start, moved.cameras
 
 
 def _matched(photos: tuple[View, ...], cameras: Path, settings: RefineSettings, report: Report) -> Views:

@@ -19,7 +19,7 @@ def test_gradient(name):
     views = ball_views(3, 48)
     start = Asset(bumpy_ball(2, bumps=0.03), patterned_material(frequency=9.0), 0.8 * sky())
     fit = Fit(start, views.cameras, FitOptions(cameras=True, exposure=True, normal_map=True))
-    value = fit.parameters[name]
+    value = fit.parameters[name].requires_grad_()
     generator = torch.Generator().manual_seed(2)
     # The same sign everywhere in textures, or the change of thousands of texels would average out.
     direction = torch.randn(value.shape, generator=generator)
