@@ -7,17 +7,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from studio.history import History
-from studio.settings import ReconstructSettings, make_settings
+from studio.settings import ReconstructSettings, SamplerSettings, leaves, make_settings
 from trellis.errors import InputError
 
 
 @dataclass(frozen=True)
 class Preset:
-    """values: flat settings by key, over the defaults of the checkpoint."""
+    """values: flat settings by key, over the defaults of the checkpoint. steps: how many times its sampler steps."""
 
     name: str
     help: str
     values: Mapping[str, Any]
+    steps: float = 1.0
 
 
 PRESETS = {
@@ -25,14 +26,16 @@ PRESETS = {
     for preset in (
         Preset(
             "draft",
-            "A first look: fewer steps, a small texture, a short turntable.",
-            {"structure_steps": 12, "latent_steps": 8, "texture_size": 512, "video_frames": 30, "video_size": 256},
+            "A first look: half the steps, a small texture, a short turntable.",
+            {"texture_size": 512, "video_frames": 30, "video_size": 256},
+            steps=0.5,
         ),
         Preset("standard", "What the checkpoint recommends.", {}),
         Preset(
             "best",
-            "More steps, a large texture and more triangles.",
-            {"structure_steps": 50, "latent_steps": 25, "texture_size": 2048, "simplify": 0.90},
+            "Twice the steps, a large texture and more triangles.",
+            {"texture_size": 2048, "simplify": 0.90},
+            steps=2,
         ),
     )
 }
@@ -53,4 +56,10 @@ def apply_preset(name: str, defaults: ReconstructSettings) -> ReconstructSetting
     """`defaults` with a preset laid over them. Raises InputError for a name that is none."""
     if name not in PRESETS:
         raise InputError(f"There is no preset {name!r}; choose one of {', '.join(PRESETS)}.")
-    return make_settings(PRESETS[name].values, defaults)
+    preset = PRESETS[name]
+    most = next(int(setting.high) for setting in leaves(SamplerSettings) if setting.key == "steps")
+    steps = {
+        f"{sampler}_steps": min(max(round(preset.steps * getattr(defaults, sampler).steps), 1), most)
+        for sampler in ("structure", "latent")
+    }
+    return make_settings({**steps, **preset.values}, defaults)

@@ -295,13 +295,18 @@ def test_a_comparison_is_one_page_and_one_table(photos, shared_worker, tmp_path)
         assert outcome.exit_code == 2 and sentence in outcome.stderr
 
 
-def test_presets_are_settings_that_exist():
+def test_presets_take_more_steps_and_a_larger_texture_from_one_to_the_next():
     from studio.presets import PRESETS, apply_preset
-    from studio.settings import ReconstructSettings
+    from studio.settings import ReconstructSettings, make_settings
     from trellis.errors import InputError
 
-    for name in PRESETS:
-        apply_preset(name, ReconstructSettings())
+    for few, many in ((6, 10), (12, 30), (50, 50), (1, 1)):  # whatever a checkpoint recommends
+        defaults = make_settings({"structure_steps": many, "latent_steps": few})
+        draft, standard, best = (apply_preset(name, defaults) for name in PRESETS)
+        assert standard == defaults and draft.texture_size < standard.texture_size < best.texture_size
+        for sampler in ("structure", "latent"):
+            steps = [getattr(settings, sampler).steps for settings in (draft, standard, best)]
+            assert steps == sorted(steps) and (len(set(steps)) == 3 or many in (1, 50))
     with pytest.raises(InputError, match="draft, standard, best"):
         apply_preset("fast", ReconstructSettings())
 
