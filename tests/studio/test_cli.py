@@ -124,8 +124,9 @@ def test_errors_as_json(tmp_path):
     ],
 )
 def test_every_command_refuses_what_is_not_there_in_one_sentence(args, tmp_path, monkeypatch):
+    """Before any networks are loaded: those that are named here do not exist, and nobody gets to that."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("RECONSTUDIO_CHECKPOINT", "absent")
+    monkeypatch.setenv("RECONSTUDIO_CHECKPOINT", "nowhere")
     outcome = invoke(*args, "--json")
     error = json.loads(outcome.stdout.splitlines()[-1])
     assert outcome.exit_code == error["exit_code"] == 2 and error["event"] == "error"
