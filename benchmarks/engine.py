@@ -1,8 +1,9 @@
 """The engine under a real worker process: how soon a cancelled job lets go, what a changed setting costs, how long each
-preset takes, and whether memory stays where it was. Prints one table.
+preset takes, and whether memory stays where it was. Prints a table as it is measured.
 
     python -m benchmarks.engine                                   # the embedded mini checkpoint, its first example
     python -m benchmarks.engine photos/ --jobs 20 --presets draft standard
+    python -m benchmarks.engine --parts cancelling
 
 Wall seconds; the load of the machine stands above the table, for anything else that runs makes all of them worse.
 """
@@ -37,6 +38,7 @@ from studio.stages import STAGES
 Row = tuple[str, str]
 
 _MEGABYTE = 2**20
+_PARTS = ("presets", "revisions", "cancelling", "memory")
 
 
 def main() -> None:
@@ -46,23 +48,27 @@ def main() -> None:
     parser.add_argument("--device", help="default: a GPU if there is one")
     parser.add_argument("--jobs", type=int, default=6, help="whole jobs in a row whose memory is compared, at least 4")
     parser.add_argument("--presets", nargs="*", default=["draft", "standard"], choices=list(PRESETS))
+    parser.add_argument("--parts", nargs="+", default=_PARTS, choices=_PARTS, help="what to measure; default: all")
     options = parser.parse_args()
     folder = options.views or next(sub for sub in sorted((ASSETS / "examples").iterdir()) if sub.is_dir())
     with tempfile.TemporaryDirectory(prefix="reconstudio-benchmark-") as place:
         os.environ["RECONSTUDIO_CACHE"] = str(Path(place) / "cache")
         os.environ["RECONSTUDIO_HISTORY"] = str(Path(place) / "history.jsonl")
         views = as_views(folder)
+        print(f"{folder.name}, {len(views)} views, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores\n")
         started = time.monotonic()
         with Service(options.checkpoint, [options.device]) as service:
-            rows = [("start of the worker", f"{time.monotonic() - started:.1f} s")]
+            _print("start of the worker", f"{time.monotonic() - started:.1f} s")
             bench = _Bench(service, views, Path(place))
-            for part in (bench.presets(options.presets), bench.revisions(), bench.cancelling(),
-                         bench.memory(max(options.jobs, 4))):  # fmt: skip
-                rows += part
-    print(f"{folder.name}, {len(views)} views, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores\n")
-    width = max(len(name) for name, _ in rows)
-    for name, value in rows:
-        print(f"{name:{width}}  {value}")
+            parts = {"presets": bench.presets(options.presets), "revisions": bench.revisions(),
+                     "cancelling": bench.cancelling(), "memory": bench.memory(max(options.jobs, 4))}  # fmt: skip
+            for name in options.parts:
+                for row in parts[name]:
+                    _print(*row)
+
+
+def _print(name: str, value: str) -> None:
+    print(f"{name:36}  {value}", flush=True)
 
 
 class _Bench:

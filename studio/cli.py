@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import studio.environment  # noqa: F401  (before anything that imports torch)
 
@@ -38,6 +38,9 @@ from studio.settings import ReconstructSettings, make_settings
 from studio.talk import JsonTalk, TextTalk
 from trellis.errors import InputError
 
+if TYPE_CHECKING:
+    from studio.inputs import View
+
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, help=__doc__)
 app.add_typer(weights_cli.app, name="weights")
 
@@ -65,6 +68,16 @@ def _chosen(preset: str | None, values: dict[str, Any], defaults: ReconstructSet
     return make_settings(values, apply_preset(preset or "standard", defaults))
 
 
+def _photos(sources: list[Path], frames: int = video.DEFAULT_FRAMES) -> list[View]:
+    """Views of files that are there; they are opened later. Raises InputError as `as_views` does."""
+    from studio.inputs import as_views
+
+    absent = [f"'{source}'" for source in sources if not source.exists()]
+    if absent:
+        raise InputError(f"There is no {' and no '.join(absent)}.")
+    return as_views(sources, frames)
+
+
 @app.command()
 @with_settings
 @with_desk()
@@ -79,11 +92,10 @@ def reconstruct(
     settings: dict[str, Any],
 ) -> None:
     """Turn photos of one object into a textured mesh, splats, a turntable video and cameras."""
-    from studio.inputs import as_views
     from studio.job import make_job
 
     # Before the networks are loaded, so that a typing error costs no wait.
-    photos = as_views(views, frames)
+    photos = _photos(views, frames)
     make_job(photos, _chosen(preset, settings, ReconstructSettings()), out, formats=formats or ())
     with desk.service() as service:
         chosen = _chosen(preset, settings, service.defaults)
@@ -180,9 +192,7 @@ def compare(
     settings: dict[str, Any],
 ) -> None:
     """Reconstruct one object under every combination of some settings; one HTML page and one CSV show the outcome."""
-    from studio.inputs import as_views
-
-    photos = as_views(views)
+    photos = _photos(views)
     comparison.sweep(photos, vary, _chosen(preset, settings, ReconstructSettings()), out)
     with desk.service() as service:
         chosen = _chosen(preset, settings, service.defaults)

@@ -28,7 +28,6 @@ from nvdiffrec.views import Views
 from studio.stages import PreparedView, Surfaces
 from trellis.export.gltf import TexturedMesh
 from trellis.export.surface import Surface
-from trellis.export.unwrap import Atlas
 from trellis.modules.sparse import SparseTensor
 from trellis.pipelines.conditioning import Conditions
 from trellis.renderers.cameras import Cameras
@@ -70,7 +69,6 @@ _CLASSES: dict[type, tuple[Callable[[Any], dict[str, Any]], Callable[..., Any]]]
         _gaussian,
     ),
     Surface: (_fields("vertices", "faces", "colors"), Surface),
-    Atlas: (_fields("vertices", "faces", "uvs", "normals", "num_charts"), Atlas),
     TexturedMesh: (_fields("vertices", "faces", "uvs", "normals", "texture"), TexturedMesh),
     PreparedView: (_fields("name", "image", "cut_out_by", "notes"), PreparedView),
     **{

@@ -128,6 +128,8 @@ def predict(
     shape = halves * grid * flow_width * _WIDE + 2 * known * flow_width * len(flow.blocks)
     detail = (1 if pipeline.device.type == "cpu" else halves) * voxels * latent_flow.model_channels * _WIDE
     detail += 2 * patches * latent_flow.model_channels * len(latent_flow.blocks)
+    # What each photograph shows of the texture: some third of the texels, of each nine numbers.
+    photographs = 3 * size.views * settings.texture_size**2 if settings.texture_source == "photographs" else 0
     floats = {
         "prepare": 3 * size.pixels,  # 12 bytes: as read, with alpha, and turned upright or masked
         "cameras": reading + conditions,
@@ -135,7 +137,7 @@ def predict(
         "latent": detail + conditions,
         "decode": _decoding(models, voxels) + conditions,
         "mesh": 40 * triangles,
-        "bake": 12 * settings.texture_size**2 + 48 * 512**2 + 20 * triangles,
+        "bake": 12 * settings.texture_size**2 + 48 * 512**2 + 20 * triangles + photographs,
         "video": 40 * settings.video_size**2,
         "report": 20 * pipeline.image_resolution**2 + 8 * settings.texture_size**2,
         "write": 8 * settings.texture_size**2,

@@ -7,24 +7,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from studio.history import History
-from studio.settings import ReconstructSettings, leaves, make_settings
+from studio.settings import ReconstructSettings, SamplerSettings, leaves, make_settings
 from trellis.errors import InputError
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A named choice.
-
-    Attributes:
-        cheaper: each of the values applies only where it makes an asset cheaper than the checkpoint's own default
-            (True), or dearer and better (False), so that a draft is one with any checkpoint.
-        values: flat settings by key.
-    """
+    """values: flat settings by key, over the defaults of the checkpoint. steps: how many times its sampler steps."""
 
     name: str
     help: str
-    cheaper: bool
     values: Mapping[str, Any]
+    steps: float = 1.0
 
 
 PRESETS = {
@@ -32,20 +26,19 @@ PRESETS = {
     for preset in (
         Preset(
             "draft",
-            "A first look: few steps, a small texture, a short turntable.",
-            True,
-            {"structure_steps": 12, "latent_steps": 6, "texture_size": 512, "video_frames": 30, "video_size": 256},
+            "A first look: half the steps, a small texture, a short turntable.",
+            {"texture_size": 512, "video_frames": 30, "video_size": 256},
+            steps=0.5,
         ),
-        Preset("standard", "The recommended settings.", True, {}),
+        Preset("standard", "What the checkpoint recommends.", {}),
         Preset(
             "best",
-            "More steps, a large texture and more triangles.",
-            False,
-            {"structure_steps": 50, "latent_steps": 25, "texture_size": 2048, "simplify": 0.90},
+            "Twice the steps, a large texture and more triangles.",
+            {"texture_size": 2048, "simplify": 0.90},
+            steps=2,
         ),
     )
 }
-_MORE_IS_CHEAPER = ("simplify",)
 
 
 def measured_times(
@@ -61,12 +54,12 @@ def measured_times(
 
 def apply_preset(name: str, defaults: ReconstructSettings) -> ReconstructSettings:
     """`defaults` with a preset laid over them. Raises InputError for a name that is none."""
-    preset = PRESETS.get(name)
-    if preset is None:
+    if name not in PRESETS:
         raise InputError(f"There is no preset {name!r}; choose one of {', '.join(PRESETS)}.")
-    settings = {setting.key: setting for setting in leaves(type(defaults))}
-    chosen = {}
-    for key, value in preset.values.items():
-        pick = min if preset.cheaper != (key in _MORE_IS_CHEAPER) else max
-        chosen[key] = pick(value, settings[key].of(defaults))
-    return make_settings(chosen, defaults)
+    preset = PRESETS[name]
+    most = next(int(setting.high) for setting in leaves(SamplerSettings) if setting.key == "steps")
+    steps = {
+        f"{sampler}_steps": min(max(round(preset.steps * getattr(defaults, sampler).steps), 1), most)
+        for sampler in ("structure", "latent")
+    }
+    return make_settings({**steps, **preset.values}, defaults)

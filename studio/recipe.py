@@ -12,6 +12,7 @@ from studio.engine import Engine
 from studio.fingerprint import images_key, stage_key, view_key
 from studio.inputs import View
 from studio.memory import Plan
+from studio.settings import ReconstructSettings
 from studio.stages import PreparedView
 
 
@@ -93,16 +94,29 @@ class Recipe:
         )  # fmt: skip
         self._add("decode", ("latent",), {}, lambda slat, report: stages.decode(slat, pipeline, report))
         self._add(
-            "mesh", ("decode",), {"simplify": s.simplify}, lambda decoded, report: stages.mesh(decoded[1], s, report)
-        )
-        self._add(
-            "bake", ("mesh", "decode"), {"texture_size": s.texture_size},
-            lambda surfaces, decoded, report: stages.bake(surfaces, decoded[0], s, report),
+            "mesh", ("decode",), {"simplify": s.simplify, "watertight": s.watertight},
+            lambda decoded, report: stages.mesh(decoded[1], s, report),
         )  # fmt: skip
+        if self.paints_photographs(s):
+            self._add(
+                "bake", ("mesh", "decode", "prepare", "cameras"), {"texture_size": s.texture_size},
+                lambda surfaces, decoded, prepared, conditions, report: stages.bake(
+                    surfaces, decoded[0], s, report, prepared, conditions.cameras
+                ),
+            )  # fmt: skip
+        else:
+            self._add(
+                "bake", ("mesh", "decode"), {"texture_size": s.texture_size},
+                lambda surfaces, decoded, report: stages.bake(surfaces, decoded[0], s, report),
+            )  # fmt: skip
         self._add(
             "video", ("decode",), {"frames": s.video_frames, "size": s.video_size},
             lambda decoded, report: stages.video(*decoded, s, report),
         )  # fmt: skip
+
+    def paints_photographs(self, settings: ReconstructSettings) -> bool:
+        """Whether the texture is to come from the photographs, and their cameras are in the object's frame."""
+        return settings.texture_source == "photographs" and self._engine.pipeline.camera_frame == "object"
 
     def _add(
         self,

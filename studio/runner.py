@@ -139,6 +139,8 @@ class Run:
                 recipe[name].ensure()
             self._look_again(len(recipe["structure"].value()))
             recipe.add_surface(self.plan)
+            if job.settings.texture_source == "photographs" and not recipe.paints_photographs(job.settings):
+                self.note("These networks do not place the photos around the object; its colours come from the splats.")
             for name in ("latent", "decode", "mesh", "bake", "video"):
                 recipe[name].ensure()
             counts = write_files(self, recipe, job, self._engine, staging)

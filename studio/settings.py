@@ -137,6 +137,27 @@ class ReconstructSettings(Settings):
         le=2048,
         multiple_of=256,
     )
+    texture_source: Literal["splats", "photographs"] = choice(
+        "Colours from",
+        "splats: even and all around. photographs: laid over those where a photo looks straight at the surface, "
+        "which is sharper if the cameras are right.",
+        default="splats",
+        technical="texture bake source",
+    )
+    watertight: bool = choice(
+        "Closed for printing",
+        "Closes every hole, so that the surface encloses a volume; where that is impossible it is made anew, coarser.",
+        default=False,
+    )
+    longest_side: float | None = choice(
+        "Real length",
+        "Of the object's longest side. The files in exports/ then have that size; in all others, and without it, the "
+        "studio's frame is one metre wide.",
+        default=None,
+        unit="metres",
+        ge=0.001,
+        le=1000,
+    )
     video_frames: int = choice(
         "Turntable frames",
         "Pictures of the turntable video, 15 a second; filming them takes a good part of the time.",

@@ -24,11 +24,11 @@ from studio import previews, quality
 from studio.inputs import BadViewsError, View
 from studio.settings import ReconstructSettings
 from trellis.errors import InputError
-from trellis.export.clean import clean
+from trellis.export.clean import CleanOptions, clean
 from trellis.export.distance import surface_distance
 from trellis.export.gltf import TexturedMesh
-from trellis.export.pipeline import ExportOptions, bake_texture
-from trellis.export.simplify import simplify
+from trellis.export.photographs import Photographs
+from trellis.export.pipeline import ExportOptions, bake_texture, simplified
 from trellis.export.surface import Surface, surface_of
 from trellis.export.unwrap import unwrap
 from trellis.modules.sparse import SparseTensor
@@ -36,7 +36,7 @@ from trellis.pipelines.background import rembg_available
 from trellis.pipelines.conditioning import Conditions
 from trellis.pipelines.image_preparation import cut_out, has_usable_alpha
 from trellis.pipelines.trellis_vggt_to_3d import TrellisVGGTTo3DPipeline
-from trellis.renderers.cameras import orbit, turntable
+from trellis.renderers.cameras import Cameras, orbit, turntable
 from trellis.renderers.turntable import encode_video, gaussian_frames, mesh_frames
 from trellis.representations.gaussian import Gaussian
 from trellis.representations.mesh import MeshExtractResult
@@ -208,19 +208,26 @@ def decode(slat: SparseTensor, pipeline: TrellisVGGTTo3DPipeline, report: Report
 
 def mesh(decoded: MeshExtractResult, settings: ReconstructSettings, report: Report) -> Surfaces:
     """The surface before and after simplification."""
-    options = ExportOptions()
+    options = ExportOptions(clean=CleanOptions(watertight=settings.watertight))
     report(0, 3)
     dense = clean(surface_of(decoded), options.clean)
     report(1, 3)
-    low = simplify(dense, settings.simplify, options.max_faces)
+    low = simplified(dense, settings.simplify, options)
     report(2, 3)
     apart = surface_distance(dense, low)
     report(3, 3)
     return Surfaces(dense, low, apart.hausdorff)
 
 
-def bake(surfaces: Surfaces, gaussian: Gaussian, settings: ReconstructSettings, report: Report) -> TexturedMesh:
-    """The simplified surface, unfolded and painted from the splats."""
+def bake(
+    surfaces: Surfaces,
+    gaussian: Gaussian,
+    settings: ReconstructSettings,
+    report: Report,
+    prepared: Sequence[PreparedView] = (),
+    cameras: Cameras | None = None,
+) -> TexturedMesh:
+    """The simplified surface, unfolded and painted from the splats, and from the views if their `cameras` are given."""
     options = ExportOptions()
     total = options.num_views + 1
 
@@ -232,9 +239,21 @@ def bake(surfaces: Surfaces, gaussian: Gaussian, settings: ReconstructSettings, 
     report(0, total)
     atlas = unwrap(surfaces.low, settings.texture_size, options.unwrap)
     report(1, total)
-    texture = bake_texture(atlas, surfaces.dense, gaussian, settings.texture_size, options, painted)
+    texture = bake_texture(atlas, surfaces.dense, gaussian, settings.texture_size, options, painted,
+                           None if cameras is None else _photographs(prepared, cameras))  # fmt: skip
     report(total, total, previews.array(texture))
     return TexturedMesh(atlas.vertices, atlas.faces, atlas.uvs, atlas.normals, texture)
+
+
+def _photographs(prepared: Sequence[PreparedView], cameras: Cameras) -> Photographs:
+    images, alphas = [], []
+    for index, view in enumerate(prepared):
+        height, width = cameras.height_width(index)
+        pixels = np.asarray(view.image.convert("RGBA").resize((width, height)))
+        planes = torch.from_numpy(pixels.astype(np.float32).transpose(2, 0, 1) / 255)
+        images.append(planes[:3])
+        alphas.append(planes[3:])
+    return Photographs(images, cameras, alphas)
 
 
 def video(

@@ -64,10 +64,12 @@ def write_files(run: Run, recipe: Recipe, job: Job, engine: Engine, folder: Path
         report(2, 4)
         view_files = _save_views(prepared, folder)
         write_json(folder / CAMERAS, camera_record(cameras, view_files, pipeline.camera_frame))
-        if job.formats:
+        # Of the usual files, a mesh of the real size is the one that would be missed.
+        formats = (*job.formats, "glb") if settings.longest_side else job.formats
+        if formats:
             export_files(
                 folder / EXPORTS, asset, gaussian, cameras if registered else None,
-                [f"../{name}" for name in view_files], job.formats,
+                [f"../{name}" for name in view_files], formats, settings.longest_side,
             )  # fmt: skip
         report(3, 4)
         return view_files

@@ -90,8 +90,9 @@ def _controls(setting: Setting, value: Any, prefix: str) -> list[gr.components.C
             _slider(setting, value[0], f"{label}: lower time", common),
             _slider(setting, value[1], f"{label}: upper time", {**common, "elem_id": high_id, "info": None}),
         ]
-    if setting.high > 1e6:  # a slider over two thousand million values is of no use
-        return [gr.Number(value, label=label, precision=0, step=1, **common)]
+    if setting.optional or setting.high > 1e6:  # a slider has no empty place, and none for each of a million values
+        whole = {"precision": 0, "step": 1} if setting.type is int else {}
+        return [gr.Number(value, label=label, **whole, **common)]
     return [_slider(setting, value, label, common)]
 
 

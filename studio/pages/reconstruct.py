@@ -22,18 +22,20 @@ from studio.pages.strip import strip
 from studio.presets import PRESETS, apply_preset, measured_times
 from studio.replay import revise
 from studio.service import Service
+from studio.settings import settings_from_json
 from studio.stages import STAGES
 from trellis.errors import InputError
 
 WORK = "reconstruct"  # this page's entry among a session's works
 
 _CAMERA_STAGES = STAGES[:2]
+_REBAKED = ("simplify", "texture_size", "texture_source", "watertight", "longest_side")  # need no new guess
 _SETTINGS_TABS = {
     "Shape": ("structure_steps", "structure_cfg_strength", "structure_rescale_t", "structure_guidance_rescale",
               "structure_cfg_interval"),
     "Detail": ("mode", "latent_steps", "latent_cfg_strength", "latent_rescale_t", "latent_guidance_rescale",
                "latent_cfg_interval"),
-    "Model file": ("simplify", "texture_size", "video_frames", "video_size"),
+    "Model file": (*_REBAKED, "video_frames", "video_size"),
 }  # fmt: skip
 _PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 _LIGHT: dict[str, Any] = {**_PRIVATE, "queue": False}  # answered at once, past the queue
@@ -107,7 +109,8 @@ class ReconstructPage:
         with gr.Accordion("Change the model file, without guessing anew", open=False, elem_id="rebake-panel"):
             self.rebake_controls = SettingControls(self._service.defaults, "rebake")
             with gr.Row():
-                self.rebake_controls.add("simplify", "texture_size")
+                self.rebake_controls.add(*_REBAKED[:2])
+            self.rebake_controls.add(*_REBAKED[2:])
             self.rebake = gr.Button("Bake again", elem_id="rebake", size="sm")
 
     # Events
@@ -206,7 +209,7 @@ class ReconstructPage:
             if folder is None:
                 raise InputError("There is no model yet that could be baked again.")
             chosen = self.rebake_controls.settings(values)
-            changes = {"simplify": chosen.simplify, "texture_size": chosen.texture_size}
+            changes = {name: getattr(chosen, name) for name in _REBAKED}
             session.coming, target = session.shown, folder
             if session.shown not in session.runs:  # somebody else's, opened by its link
                 session.coming, target = self._sessions.new_run(session)
@@ -283,13 +286,13 @@ class ReconstructPage:
             return [*head, *where, *[gr.skip()] * 6, *[gr.skip()] * len(self.rebake_controls.components)]
         if view is None:
             return [*head, *where, *[""] * 6, *[gr.skip()] * len(self.rebake_controls.components)]
-        settings = view.record["settings"]
+        settings = self.rebake_controls.values_of(settings_from_json(view.record["settings"]))
         link = (
             f'<p class="hint"><a href="?run={session.shown}">Link to this model</a>, for whoever you give it to, '
             "as long as it is kept here.</p>"
         )
         shown = [view.model(), view.turntable(), view.photographs(), view.checks(), view.files(), link]
-        return [*head, *where, *shown, settings["simplify"], settings["texture_size"]]
+        return [*head, *where, *shown, *settings]
 
     def show(self, session: Session, key: str) -> list[Any]:
         """Values for `open_outputs` that show another run of this visitor."""

@@ -28,6 +28,7 @@ FORMATS = ("obj", "stl", "spz")
 
 _FILES = (  # (id, path, name for the visitor, what it is)
     ("mesh", MESH, "Model (GLB)", "Textured mesh. Opens in Blender, Windows 3D Viewer, game engines and browsers."),
+    ("sized", f"{EXPORTS}/asset.glb", "Model in its real size (GLB)", "The same, as long as you said it is."),
     ("obj", f"{EXPORTS}/asset_obj.zip", "Model (OBJ)", "The same as OBJ, MTL and PNG, for older tools."),
     ("stl", f"{EXPORTS}/asset.stl", "For printing (STL)", "The surface alone, without colours."),
     ("gaussian", SPLATS, "Splats (PLY)", "3D Gaussian splats in the usual layout."),

@@ -6,7 +6,10 @@ import hashlib
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import trimesh
+from PIL import Image
 from tiny_checkpoint import tiny_views
 
 from studio.cache import StageCache
@@ -59,6 +62,32 @@ def test_another_texture_size_bakes_again_and_nothing_else(first, engine, quick,
     result = again(engine, quick, cache, tmp_path, texture_size=768)
     assert set(result.cached) == SAMPLING | {"mesh", "video"}
     assert set(json.loads(result.run.read_text())["seconds"]) == {"bake", "report", "write", "total"}
+
+
+def test_photographs_may_be_laid_over_the_splats_colours(first, engine, quick, cache, tmp_path):
+    result = again(engine, quick, cache, tmp_path, texture_source="photographs")
+    assert set(result.cached) == SAMPLING | {"mesh", "video"}
+    apart = []
+    for run in (first[0], result):
+        photo, render = (np.asarray(Image.open(run.folder / name / "000.png")) / 255 for name in ("views", "renders"))
+        both = (photo[..., 3] > 0.9) & (render[..., 3] > 0.9)
+        apart.append(np.abs(photo - render)[both][:, :3].mean())
+    assert apart[1] < 0.85 * apart[0]
+
+
+def test_a_mesh_for_printing_is_closed_and_nothing_is_sampled_for_it(first, engine, quick, cache, tmp_path):
+    result = again(engine, quick, cache, tmp_path, watertight=True)
+    assert set(result.cached) == SAMPLING | {"video"}
+    assert json.loads(result.run.read_text())["quality"]["mesh"]["watertight"]
+
+
+def test_a_real_length_is_that_of_the_exports(first, engine, quick, cache, tmp_path):
+    job = make_job(tiny_views(2), make_settings({"longest_side": 0.12}, quick), tmp_path, formats=["stl"])
+    result = run_job(job, engine, cache=cache)
+    assert set(result.cached) == SAMPLING | {"mesh", "bake", "video"}
+    assert result.mesh.read_bytes() == first[0].mesh.read_bytes()
+    for name in ("asset.glb", "asset.stl"):
+        assert trimesh.load(tmp_path / "exports" / name, force="mesh").extents.max() == pytest.approx(0.12, rel=1e-5)
 
 
 def test_another_seed_of_the_detail_keeps_cameras_and_shape(first, engine, quick, cache, tmp_path):

@@ -99,9 +99,7 @@ def export_mesh(
     report("clean", 1, 1)
 
     report("simplify", 0, 1)
-    low = simplify_surface(dense, simplify, options.max_faces, options.target_faces)
-    if options.clean.watertight:  # collapsing edges may pinch a closed surface
-        low = make_watertight(low)
+    low = simplified(dense, simplify, options)
     report("simplify", 1, 1)
 
     report("unwrap", 0, 1)
@@ -110,6 +108,12 @@ def export_mesh(
 
     texture = bake_texture(atlas, dense, gaussian, texture_size, options, report, photographs)
     return TexturedMesh(atlas.vertices, atlas.faces, atlas.uvs, atlas.normals, texture)
+
+
+def simplified(dense: Surface, ratio: float, options: ExportOptions) -> Surface:
+    """A clean surface with a fraction `ratio` of its triangles removed, or as many as the options aim at."""
+    low = simplify_surface(dense, ratio, options.max_faces, options.target_faces)
+    return make_watertight(low) if options.clean.watertight else low  # collapsing edges may pinch a closed surface
 
 
 def bake_texture(
