@@ -117,7 +117,7 @@ def _views(refined: Refined, at: Callable[[Path], str]) -> str:
     cards = "".join(_view(number, view, at) for number, view in enumerate(refined.views, start=1))
     return (
         '<p class="hint">Drag the line in each picture: before on the left, after on the right, the photo above. '
-        f'Photos that judge were not learned from.</p><div class="sliders">{cards}</div>'
+        f'A photo that judges taught the fit nothing.</p><div class="sliders">{cards}</div>'
     )
 
 
