@@ -27,7 +27,8 @@ function halved({ data, width, height }) {
   for (let k = 0; k < out.length; k++) {
     const at = (2 * Math.floor(k / 4 / w) * width + 2 * ((k >> 2) % w)) * 4 + (k & 3);
     const below = at + 4 * width;
-    out[k] = DataUtils.toHalfFloat((value(data[at]) + value(data[at + 4]) + value(data[below]) + value(data[below + 4])) / 4);
+    const sum = value(data[at]) + value(data[at + 4]) + value(data[below]) + value(data[below + 4]);
+    out[k] = DataUtils.toHalfFloat(sum / 4);
   }
   return { data: out, width: w, height: h };
 }
