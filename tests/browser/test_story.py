@@ -81,9 +81,10 @@ def _turn(page, viewer: str) -> None:
 def _bake_again(page) -> None:
     page.click("#rebake-panel > button")
     set_number(page, "#rebake-texture_size", 768)
+    before = page.get_attribute("#model", "mesh")
     press(page, "#rebake")
-    page.wait_for_selector(".status.done >> text=did not have to be repeated", timeout=WAIT)
-    page.wait_for_selector("#model[data-state=ready]", timeout=WAIT)
+    page.wait_for_selector(".status.done >> text=7 of 10 steps did not have to be repeated", timeout=WAIT)
+    page.wait_for_selector(f"#model[data-state=ready]:not([mesh='{before}'])", timeout=WAIT)
 
 
 def _look_at_everything(page) -> None:
