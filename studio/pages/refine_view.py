@@ -40,17 +40,18 @@ def running(
         )
         if scores:
             title = f"Agreement with the judging photos: {scores[-1][1]:.2f} dB"
-            curves += f"<figure><figcaption>{title}</figcaption>{curve(scores, last, dots=True)}</figure>"
+            curves += f"<figure><figcaption>{title}</figcaption>{curve(scores, last, 1.0, dots=True)}</figure>"
         curves += "</div>"
     return fragments.running(progress, previews, STAGES) + curves
 
 
-def curve(points: Sequence[tuple[int, float]], last: int, dots: bool = False) -> str:
-    """A line over steps 0 to `last`, scaled to its own range."""
+def curve(points: Sequence[tuple[int, float]], last: int, least: float = 0.0, dots: bool = False) -> str:
+    """A line over steps 0 to `last`, scaled to its own range, but to no less than `least`."""
     step = max(1, len(points) // _MAX_POINTS)
     points = [*points[::step], points[-1]]
     low, high = min(value for _, value in points), max(value for _, value in points)
-    span = (high - low) or 1.0
+    span = max(high - low, least) or 1.0
+    low = (low + high - span) / 2
 
     def place(at: int, value: float) -> str:
         return f"{_WIDTH * at / max(last, 1):.1f},{8 + (_HEIGHT - 16) * (1 - (value - low) / span):.1f}"
@@ -116,7 +117,7 @@ def _views(refined: Refined, at: Callable[[Path], str]) -> str:
     cards = "".join(_view(number, view, at) for number, view in enumerate(refined.views, start=1))
     return (
         '<p class="hint">Drag the line in each picture: before on the left, after on the right, the photo above. '
-        f'Photos that judge were not learned from.</p><div class="sliders">{cards}</div>'
+        f'A photo that judges taught the fit nothing.</p><div class="sliders">{cards}</div>'
     )
 
 

@@ -15,6 +15,7 @@ from browser_steps import (
     picture,
     press,
     set_number,
+    turn_to,
     wait_for_model,
     wait_for_photos,
 )
@@ -86,7 +87,11 @@ def test_what_is_cancelled_or_refused_leaves_the_earlier_model(page, photos, tmp
     assert page.is_visible("#model canvas") and page.locator("#strip li").count() == 3
 
 
-def test_the_page_fits_a_phone(browser, server):
-    page = open_page(browser, server, 390, 844)
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+def test_the_page_fits_a_phone_and_shows_what_was_asked_for(browser, server):
+    page = open_page(browser, server, 390, 700)
+    for tab in ("Refine", "Compare", "History", "Reconstruct"):
+        turn_to(page, "#pages", tab)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    press(page, "#generate")
+    page.wait_for_function("document.querySelector('.status.stopped')?.getBoundingClientRect().top < 300", timeout=WAIT)
     close_page(page)

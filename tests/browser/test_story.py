@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import zipfile
 from pathlib import Path
 
 import trimesh
@@ -25,6 +26,8 @@ from browser_steps import (
     wait_for_photos,
 )
 from PIL import ImageChops
+
+LIGHT = next((Path(__file__).resolve().parents[2] / "assets/hdri").glob("*.hdr"))
 
 
 def test_from_four_photos_to_a_refined_and_compared_model(browser, server, photos, tmp_path):
@@ -60,6 +63,10 @@ def _generate(page) -> None:
         page.wait_for_selector(f"#model[data-look={look.lower()}]", timeout=WAIT)
     page.click("#model .viewer-bar label >> text=Sunset")
     page.wait_for_selector("#model[data-light=Sunset]", timeout=WAIT)
+    page.set_input_files("#model .own-light", LIGHT)
+    page.wait_for_selector("#model[data-light=Own]", timeout=WAIT)
+    page.set_input_files("#model .own-light", {"name": "a.hdr", "mimeType": "", "buffer": b"no light"})
+    page.wait_for_selector("#model >> text=That is no light", timeout=WAIT)
 
 
 def _turn(page, viewer: str) -> None:
@@ -74,9 +81,10 @@ def _turn(page, viewer: str) -> None:
 def _bake_again(page) -> None:
     page.click("#rebake-panel > button")
     set_number(page, "#rebake-texture_size", 768)
+    before = page.get_attribute("#model", "mesh")
     press(page, "#rebake")
-    page.wait_for_selector(".status.done >> text=did not have to be repeated", timeout=WAIT)
-    page.wait_for_selector("#model[data-state=ready]", timeout=WAIT)
+    page.wait_for_selector(".status.done >> text=7 of 10 steps did not have to be repeated", timeout=WAIT)
+    page.wait_for_selector(f"#model[data-state=ready]:not([mesh='{before}'])", timeout=WAIT)
 
 
 def _look_at_everything(page) -> None:
@@ -98,6 +106,8 @@ def _download(page, folder: Path) -> None:
     assert len(mesh.faces) > 0 and mesh.visual.material.baseColorTexture.size == (768, 768)
     record = json.loads(download(page, "#download-run", folder / "run.json").read_text())
     assert record["settings"]["texture_size"] == 768 and len(record["views"]) == 3
+    with zipfile.ZipFile(download(page, "#download-colmap", folder / "colmap.zip")) as project:
+        assert {"sparse/0/cameras.txt", "sparse/0/images.txt", "images/002.png"} <= set(project.namelist())
 
 
 def _refine(page, folder: Path) -> None:

@@ -17,11 +17,11 @@ from tiny_checkpoint import tiny_views
 from studio.events import Note, Progress
 from studio.pages import fragments, refine_view, sheet
 from studio.pages.controls import SettingControls
+from studio.pages.examples import find_examples
 from studio.pages.files import Shelf
 from studio.pages.follow import FollowedJob
 from studio.pages.hosting import Hosting, hosting
 from studio.pages.photos import Photos
-from studio.pages.examples import find_examples
 from studio.pages.refine import job_of_uploads
 from studio.pages.sessions import MAX_RUNS, Sessions
 from studio.refine_settings import RefineSettings
@@ -273,6 +273,9 @@ def test_a_curve_is_drawn_over_its_own_range():
     svg = refine_view.curve(points, 2000)
     assert svg.count(",") < 400 and "0.0005" in svg
     assert refine_view.curve([(5, 2.0)], 10, dots=True).count("<circle") >= 1
+    svg = refine_view.curve([(1, 9.9), (2, 10.0)], 2, 1.0, dots=True)
+    heights = [float(y) for y in re.findall(r'cy="([\d.]+)"', svg)]
+    assert max(heights) - min(heights) < 20  # a tenth of a decibel is no cliff
 
 
 def test_files_handed_in_for_a_refinement_need_names_of_their_own(tmp_path):

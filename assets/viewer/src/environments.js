@@ -23,15 +23,12 @@ async function load(address) {
 function halved({ data, width, height }) {
   const [w, h] = [width >> 1, height >> 1];
   const out = new Uint16Array(w * h * 4);
-  for (let y = 0; y < h; y++) {
-    for (let x = 0; x < w; x++) {
-      for (let c = 0; c < 4; c++) {
-        const at = (2 * y * width + 2 * x) * 4 + c;
-        const sum = [at, at + 4, at + 4 * width, at + 4 * width + 4]
-          .reduce((total, k) => total + DataUtils.fromHalfFloat(data[k]), 0);
-        out[(y * w + x) * 4 + c] = DataUtils.toHalfFloat(sum / 4);
-      }
-    }
+  const value = DataUtils.fromHalfFloat;
+  for (let k = 0; k < out.length; k++) {
+    const at = (2 * Math.floor(k / 4 / w) * width + 2 * ((k >> 2) % w)) * 4 + (k & 3);
+    const below = at + 4 * width;
+    const sum = value(data[at]) + value(data[at + 4]) + value(data[below]) + value(data[below + 4]);
+    out[k] = DataUtils.toHalfFloat(sum / 4);
   }
   return { data: out, width: w, height: h };
 }

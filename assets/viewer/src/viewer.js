@@ -168,7 +168,7 @@ export class Viewer extends HTMLElement {
         radius = Math.max(radius, view.position.distanceTo(sphere.center) + view.size);
       }
       // They stand in a flat ring, which leaves a wide picture empty above and below.
-      radius *= this.camera.aspect > 1.2 ? 0.58 : 0.85;
+      radius *= this.camera.aspect > 1.2 ? 0.58 : 0.66;
       direction.applyAxisAngle(new Vector3(0, 1, 0), 0.5).add(new Vector3(0, 0.35, 0)).normalize();
     }
     const narrow = Math.min(1, this.camera.aspect);
