@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
+from rich.table import Column
 
 from studio.events import Note, Progress, Queued, Result
 from studio.refine_events import Refined, RefineProgress
@@ -28,7 +29,7 @@ class TextTalk:
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TimeElapsedColumn(),
+            TimeElapsedColumn(table_column=Column(min_width=7)),  # the bar gives way in a narrow window
             TextColumn("{task.fields[left]}"),
             console=self._console,
         )

@@ -38,14 +38,20 @@ def splats(points: np.ndarray, opacity: float) -> Gaussian:
         mesh_of(np.full((4, 3), np.nan), [[0, 1, 2], [1, 2, 3]]),
         mesh_of(np.zeros((4, 3)), [[0, 1, 2], [1, 2, 3]]),
         mesh_of([[0, 0, 0], [1, 0, 0], [2, 0, 0]], [[0, 1, 2]]),
+        mesh_of(np.eye(3) * 1e20, [[0, 1, 2]]),
     ],
-    ids=["empty", "nan", "one point", "on a line"],
+    ids=["empty", "nan", "one point", "on a line", "huge"],
 )
 def test_meshes_without_surface_are_refused_and_the_earlier_file_stays(mesh, tmp_path):
     (tmp_path / "asset.glb").write_bytes(b"before")
     with pytest.raises(InputError):
         export_files(tmp_path, export_mesh(mesh, None, options=QUICK, texture_size=64))
     assert (tmp_path / "asset.glb").read_bytes() == b"before"
+
+
+def test_a_single_triangle_is_exported():
+    health = mesh_health(export_mesh(mesh_of(np.eye(3) * 0.4, [[0, 1, 2]]), None, 0.0, 64, QUICK))
+    assert health.faces == health.charts == 1 and health.uv_overlap == 0 and health.uv_coverage > 0.2
 
 
 def test_splats_that_cannot_be_seen_give_the_neutral_colour(tmp_path):

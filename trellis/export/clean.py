@@ -81,10 +81,7 @@ def drop_broken_faces(surface: Surface) -> Surface:
         faces = faces[np.sort(first)]
         faces = faces[Surface(surface.vertices, faces).face_areas() > 0]
     if len(faces) == 0:
-        raise InputError(
-            f"None of the mesh's {len(surface.faces)} triangles has an area and finite corners, "
-            "so there is nothing to export."
-        )
+        raise InputError("No triangle of the mesh has an area and finite corners, so there is nothing to export.")
     return surface.with_faces(faces)
 
 

@@ -129,7 +129,7 @@ def _coverage(mesh: TexturedMesh, size: int) -> tuple[float, float]:
     screen = np.concatenate([mesh.uvs * size, np.ones((len(mesh.uvs), 1))], axis=1).astype(np.float32)
     points, number = torch.from_numpy(screen), len(mesh.faces)
     forward = mesh_raster.rasterize(points, torch.from_numpy(mesh.faces), size, size)
-    backward = mesh_raster.rasterize(points, torch.from_numpy(np.ascontiguousarray(mesh.faces[::-1])), size, size)
+    backward = mesh_raster.rasterize(points, torch.from_numpy(mesh.faces[::-1].copy()), size, size)
     first, last = forward.face_ids.numpy(), number - 1 - backward.face_ids.numpy()
     covered = first >= 0
     # A centre on the shared side of two faces is claimed by both without harm.

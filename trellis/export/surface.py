@@ -10,6 +10,8 @@ import torch
 
 from trellis.errors import InputError
 
+_FARTHEST = 1e6  # object units from the origin; squares of squares of lengths must stay within float32
+
 
 @dataclass(frozen=True, eq=False)
 class Surface:
@@ -77,7 +79,7 @@ def surface_of(mesh: Any) -> Surface:
     The first three attribute channels are taken as sRGB in [0, 1]. Tensors on any device and arrays are accepted.
 
     Raises:
-        InputError: the mesh has no faces, has arrays of another shape, or has a face index out of range.
+        InputError: the mesh has no faces, has arrays of another shape, has a face index out of range, or is too large.
     """
     if isinstance(mesh, Surface):
         return mesh
@@ -95,6 +97,9 @@ def surface_of(mesh: Any) -> Surface:
             f"A triangle refers to vertex {int(faces.max() if faces.max() >= len(vertices) else faces.min())}, "
             f"but the mesh has {len(vertices)} vertices."
         )
+    farthest = float(np.abs(vertices, where=np.isfinite(vertices), out=np.zeros_like(vertices)).max())
+    if farthest > _FARTHEST:
+        raise InputError(f"The mesh reaches {farthest:.1e} units from the origin, but may at most {_FARTHEST:.0e}.")
     colors = None
     if attributes is not None:
         colors = np.nan_to_num(_array(attributes, np.float32)[:, :3], nan=0.5).clip(0, 1)
