@@ -71,7 +71,11 @@ def _shown(setting: Setting, value: Any) -> Any:
 
 
 def _meant(setting: Setting, shown: Any) -> Any:
-    return next((value for value, word in _WORDS.items() if word == shown), None) if _may_be_open(setting) else shown
+    if _may_be_open(setting):
+        return next((value for value, word in _WORDS.items() if word == shown), None)
+    if setting.optional and shown == 0 and setting.low > 0:
+        return None  # what an empty number field sends
+    return shown
 
 
 def _controls(setting: Setting, value: Any, prefix: str) -> list[gr.components.Component]:
