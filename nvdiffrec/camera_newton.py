@@ -21,6 +21,7 @@ _GAINS = (0.25, 4.0)
 _COLOR_WEIGHT = 0.05  # beside silhouettes: neighbouring pixels err alike, and their number says little
 _PRIOR_WEIGHT = 0.01
 _COLOR_FLOOR, _MASK_FLOOR = 1e-3, 1e-5  # losses that are as good as none
+_LEAST_GAIN = 1e-4  # of a step, or it was the last
 _DAMPING, _SOFTER, _HARDER, _MOST_DAMPING = 1e-2, 0.2, 10.0, 1e3  # Levenberg and Marquardt
 
 Render = Callable[[Tensor, Tensor], Tensor]
@@ -39,7 +40,7 @@ def align_camera(
         render: from a correction, twist [6] and log_focal [], to the view [H, W, 4]; differentiable in both.
         target: [H, W, 4], linear light multiplied by coverage, and coverage.
         twist, log_focal: where to start.
-        steps: renderings with a gradient; each costs eight more without.
+        steps: at most so many; each takes a rendering with a gradient and eight without.
     """
     point = torch.cat([twist.detach(), log_focal.detach()[None]])
     damping = _DAMPING
@@ -59,11 +60,12 @@ def align_camera(
                 candidate = point - torch.linalg.solve(damped, gradient.double()).to(point)
                 image_there = render(candidate[:6], candidate[6])
                 found = _total(colors.loss(image_there), _mask_loss(image_there, target), candidate)
-                better = candidate if float(found) < total else None
+                gain = total - float(found)
+                better = candidate if gain > 0 else None
                 damping *= _HARDER if better is None else _SOFTER
-        if better is None:
+        point = point if better is None else better
+        if better is None or gain < _LEAST_GAIN:
             break
-        point = better
     return point[:6], point[6]
 
 

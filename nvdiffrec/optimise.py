@@ -27,7 +27,7 @@ _HOLD_OUT_EVERY = 8
 _LEAST_GAIN = 0.05  # dB that a refinement must bring to count as one
 _MOST_LOSS = 0.005  # of the silhouettes' IoU that it may cost
 _ALIGN_EVERY, _ALIGN_STEPS = 4, 2  # rounds over the views between two alignments of a camera, and steps of each
-_FIRST_SIZES, _FIRST_STEPS = (0.125, 0.25), 4  # parts of the resolution before the first alignment, and steps on each
+_FIRST_SIZES, _FIRST_STEPS = (0.125, 0.25, 0.5, 1.0), 4  # parts of the resolution before the first step
 _STATE_FORMAT = "nvdiffrec-state-2"
 
 
@@ -175,12 +175,14 @@ class _Run:
         fine = step > settings.coarse * settings.steps
         views = self.views if fine else self.coarse_views
         index, round_number = self._turn(self.training, step - 1)
-        if settings.fit.cameras and round_number % _ALIGN_EVERY == 0:
-            self._align(index, views, round_number)
+        if settings.fit.cameras and step == 1:
+            self._align_first()
+        elif settings.fit.cameras and round_number % _ALIGN_EVERY == 0:
+            self.fit.align(views, index, _ALIGN_STEPS)
             if (step - 1) % len(self.training) == 0:
                 # Held-out cameras follow at the same pace, or the score would measure them instead of the asset.
                 for other in self.held_out:
-                    self._align(other, views, round_number)
+                    self.fit.align(views, other, _ALIGN_STEPS)
         loss = self.fit.loss(views, index)
         if loss.requires_grad:  # not where cameras alone are fitted
             loss.backward()
@@ -189,12 +191,12 @@ class _Run:
         self.fit.step(step / settings.steps)
         return float(loss.detach())
 
-    def _align(self, index: int, views: Views, round_number: int) -> None:
-        """Move one camera; at first from small pictures, in which it sees far, to larger ones."""
-        if round_number == 0:
-            for part in _FIRST_SIZES:
-                self.fit.align(self.views.scaled(max(8, round(part * self.settings.resolution))), index, _FIRST_STEPS)
-        self.fit.align(views, index, _ALIGN_STEPS)
+    def _align_first(self) -> None:
+        """Move every camera before wrong ones smear the colours; first in small pictures, in which they see far."""
+        for part in _FIRST_SIZES:
+            views = self.views.scaled(max(8, round(part * self.settings.resolution)))
+            for index in range(len(views)):
+                self.fit.align(views, index, _FIRST_STEPS)
 
     def _turn(self, indices: list[int], step: int) -> tuple[int, int]:
         """Every index once per round, in an order that depends on seed and round alone, so that a run can resume; and

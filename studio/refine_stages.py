@@ -53,6 +53,7 @@ STAGES = (
 )
 
 _TRUSTED_IOU = 0.75  # silhouettes that agree this well as they are need no search for the cameras' frame
+_CLEARLY = 0.15  # more of it speaks for another frame than the one that cameras came in
 _CLOSE_IOU = 0.87  # silhouettes that agree less have parts missing or added, which moving vertices cannot mend
 _SOLID = 0.8  # of the alpha; prepared views are black below it
 _EVALUATIONS = 10  # of a whole refinement: scores, previews and saved states
@@ -115,12 +116,24 @@ def register(views: Views, asset: Asset, settings: RefineSettings, report: Repor
     if settings.registration == "auto":
         if not views.predicted and float(np.median(registration.agreement(views, asset))) >= _TRUSTED_IOU:
             return registration.judge(views, asset)
+        near = None
         with suppress(InputError):  # nothing fits near where they are
             near = registration.register(views, asset, IDENTITY, search=False, callback=report)
-            if float(np.median([placement.iou for placement in near.placements])) >= _TRUSTED_IOU:
+            if _usual_iou(near) >= _TRUSTED_IOU:
                 return near
-    guess = IDENTITY if settings.registration == "auto" else None
-    return registration.register(views, asset, guess, settings.seed, callback=report)
+        try:
+            found = registration.register(views, asset, None, settings.seed, callback=report)
+        except InputError:
+            if near is None:
+                raise
+            return near
+        # Of hundreds of turns some fit a shape that is itself wrong a little better, by chance.
+        return found if near is None or _usual_iou(found) >= _usual_iou(near) + _CLEARLY else near
+    return registration.register(views, asset, None, settings.seed, callback=report)
+
+
+def _usual_iou(found: Registration) -> float:
+    return float(np.median([placement.iou for placement in found.placements]))
 
 
 def optimise(

@@ -6,6 +6,7 @@ import pytest
 import torch
 from nvdiffrec_shapes import bumpy_ball, patterned_material, photographs, ring
 
+from nvdiffrec import coherence, placement
 from nvdiffrec.asset import Asset
 from nvdiffrec.camera_fit import pose_errors
 from nvdiffrec.coherence import Place, make_coherent
@@ -66,7 +67,10 @@ def test_a_view_is_found_around_a_shape(asset, views):
     assert float(angle[[0, 1, 3]].max()) == 0
 
 
-def test_estimated_cameras_start_from_the_silhouettes_where_the_asset_is_far_off(views):
+def test_estimated_cameras_start_from_the_silhouettes_where_the_asset_is_far_off(views, monkeypatch):
+    for name, value in (("_AZIMUTHS", (20.0, 10.0)), ("_ELEVATIONS", (0.0, 1.0)), ("_KEPT", 1)):
+        monkeypatch.setattr(placement, name, value)
+    monkeypatch.setattr(coherence, "_SWEEPS", coherence._SWEEPS[1:3])
     wrong = carried(views, [0, 14, -10, 0, 10, -14, 0, 12], [0] * 8)
     estimated = Views(wrong.cameras, wrong.images, wrong.masks, wrong.names, predicted=True)
     ball = bumpy_ball(2, bumps=0.0)

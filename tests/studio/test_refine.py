@@ -161,7 +161,9 @@ def test_an_interrupted_loop_goes_on_where_its_state_was_saved(scene, engine, tm
     assert not list(cache.folder.glob("*-state*"))
 
 
-def test_free_topology_and_corrected_cameras(scene, engine, tmp_path):
+def test_free_topology_and_corrected_cameras(scene, engine, tmp_path, monkeypatch):
+    monkeypatch.setattr("nvdiffrec.placement._AZIMUTHS", (20.0, 20.0))
+    monkeypatch.setattr("nvdiffrec.coherence._SWEEPS", (((12.0, 12.0), (0.0, 1.0), 1),))
     settings = make_settings({"geometry": "volume", "correct_cameras": True, "registration": "keep"}, QUICK)
     result = run_refine(make_refine_job(scene / "asset.glb", settings, tmp_path / "out", cameras=scene), engine)
     before, after = load_views(scene).cameras, load_views(result.folder).cameras
