@@ -29,7 +29,7 @@ EXTRA = {
     "image_cond_model": ("dinov2", "DinoVisionTransformer", "image_encoder", "dinov2", "dinov2"),
 }
 STRUCTURE_PARAMS = {
-    "steps": 10, "cfg_strength": 5.0, "cfg_interval": [0.5, 1.0], "rescale_t": 3.0, "guidance_rescale": 0.0,
+    "steps": 10, "cfg_strength": 3.0, "cfg_interval": [0.5, 1.0], "rescale_t": 3.0, "guidance_rescale": 0.0,
 }
 LATENT_PARAMS = {
     "steps": 6, "cfg_strength": 1.0, "cfg_interval": [0.5, 1.0], "rescale_t": 3.0, "guidance_rescale": 0.0,
