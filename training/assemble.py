@@ -61,6 +61,7 @@ def assemble(runs: Path, out: Path, tiny: bool = False) -> None:
             **{key: stems[key] for key in EXTRA},
             "image_resolution": sizes(tiny).image_size,
             "camera_frame": "object",
+            "structure_fill": 12,
         },
     }
     (out / "pipeline.json").write_text(json.dumps(pipeline, indent=2) + "\n")

@@ -50,6 +50,16 @@ def test_decoder_matches_block_by_block_and_voxel_by_voxel():
     assert torch.equal(coords, golden.outputs["coords"])
 
 
+def test_pinholes_are_closed_on_request():
+    logits = -torch.ones(2, 1, 8, 8, 8)
+    logits[1, 0, 3:5] = 1  # a wall of two layers
+    logits[1, 0, 3:5, 4, 4] = -1  # with a hole
+    logits[0, 0, 2, 2, 2] = 1
+    assert len(occupied_coords(logits)) == 1 + 2 * 63
+    coords = occupied_coords(logits, 12).tolist()
+    assert len(coords) == 1 + 2 * 64 and [1, 3, 4, 4] in coords  # closed, and nothing grew beside it
+
+
 @pytest.mark.parametrize(
     ("cls", "name"),
     [(SparseStructureEncoder, "sparse_structure_encoder"), (SparseStructureDecoder, "sparse_structure_decoder")],

@@ -184,6 +184,7 @@ def test_bad_network_configurations_are_sentences(folder, change, sentence):
         (lambda a: a["slat_normalization"].update(mean=[0.0]), "mean"),
         (lambda a: a.update(image_resolution="big"), "image_resolution"),
         (lambda a: a.update(camera_frame="moon"), "moon"),
+        (lambda a: a.update(structure_fill=99), "structure_fill"),
     ],
 )
 def test_bad_pipeline_files_are_sentences(folder, change, sentence):

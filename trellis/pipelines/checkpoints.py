@@ -94,13 +94,14 @@ class SamplerSettings:
 
 @dataclass(frozen=True)
 class PipelineSettings:
-    """What pipeline.json states beside its networks; the last two default to the published ones."""
+    """What pipeline.json states beside its networks; the last three default to what suits the published ones."""
 
     sparse_structure_sampler: SamplerSettings
     slat_sampler: SamplerSettings
     slat_normalization: dict[str, list[float]]
     image_resolution: int = 518
     camera_frame: str = "first_view"
+    structure_fill: int | None = None
 
 
 class Checkpoint:
@@ -144,12 +145,16 @@ class Checkpoint:
         resolution = self.args.get("image_resolution", PipelineSettings.image_resolution)
         if not isinstance(resolution, int) or not 1 <= resolution <= 4096:
             raise InputError(f"image_resolution in pipeline.json must be in pixels, but is {resolution!r:.80}.")
+        fill = self.args.get("structure_fill")
+        if not (fill is None or (isinstance(fill, int) and 1 <= fill <= 26)):
+            raise InputError(f"structure_fill in pipeline.json must be 1 to 26 neighbours, but is {fill!r:.80}.")
         return PipelineSettings(
             self._sampler("sparse_structure_sampler"),
             self._sampler("slat_sampler"),
             normalization,
             resolution,
             self.args.get("camera_frame", PipelineSettings.camera_frame),
+            fill,
         )
 
     def _sampler(self, key: str) -> SamplerSettings:

@@ -61,6 +61,7 @@ class TrellisVGGTTo3DPipeline:
         image_resolution: side in pixels of the prepared views.
         camera_frame: the world of estimated cameras. "first_view": the axes of the first camera, scale up to VGGT
             (published weights). "object": the object frame, z up, object within [-0.5, 0.5]^3.
+        structure_fill: see `occupied_coords`; for networks too small for a surface without pinholes.
         report: how the weights fitted.
     """
 
@@ -76,6 +77,7 @@ class TrellisVGGTTo3DPipeline:
         slat_sampler_params: Mapping[str, Any] | None = None,
         image_resolution: int = 518,
         camera_frame: str = "first_view",
+        structure_fill: int | None = None,
         report: LoadReport | None = None,
     ) -> None:
         absent = [name for name in REQUIRED_MODELS if name not in models]
@@ -95,6 +97,7 @@ class TrellisVGGTTo3DPipeline:
         self.slat_sampler_params = dict(slat_sampler_params or {})
         self.image_resolution = image_resolution
         self.camera_frame = camera_frame
+        self.structure_fill = structure_fill
         self.report = report or LoadReport()
         channels = models["slat_flow_model"].in_channels
         self.slat_mean, self.slat_std = (
@@ -134,6 +137,7 @@ class TrellisVGGTTo3DPipeline:
             slat_sampler_params=settings.slat_sampler.params,
             image_resolution=settings.image_resolution,
             camera_frame=settings.camera_frame,
+            structure_fill=settings.structure_fill,
             report=checkpoint.report,
         )
         return pipeline.to(device)
@@ -236,7 +240,7 @@ class TrellisVGGTTo3DPipeline:
         """
         latent = self.sample_structure_latent(cond, seed, sampler_params, callback, batched)
         with torch.no_grad():
-            coords = occupied_coords(self.models["sparse_structure_decoder"](latent))
+            coords = occupied_coords(self.models["sparse_structure_decoder"](latent), self.structure_fill)
         if len(coords) == 0:
             raise InputError(
                 "No object came out of these views: check that each shows the whole object, cut out of its background, "
