@@ -43,7 +43,8 @@ class Engine:
 
         device = self.pipeline.device
         names = {need: candidate.name for need, candidate in backends.chosen(device).items()}
-        return environment_key(self.weights, device.type, torch.get_num_threads(), names)
+        networks = {**self.weights, "fixed settings": repr(self.pipeline.fixed_settings)}
+        return environment_key(networks, device.type, torch.get_num_threads(), names)
 
     @cached_property
     def pace(self) -> str:

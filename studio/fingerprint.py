@@ -45,7 +45,8 @@ def stage_key(name: str, depends_on: Iterable[str], settings: Mapping[str, Any],
 
 
 def environment_key(weights: Mapping[str, str], device: str, threads: int, backends: Mapping[str, str]) -> str:
-    """One hash for the networks (SHA-256 by name), the code, the libraries, and the machine's way of calculating.
+    """One hash for the networks (what tells each from others), the code, the libraries, and the machine's way of
+    calculating.
 
     backends: by need, the name of what does the work.
     """

@@ -1,8 +1,9 @@
 """The stage cache against everything that storage does: damage, full disks, other processes, sudden death."""
 
-from __future__ import annotations
+from __future__ import shutil
 
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -205,3 +206,16 @@ def test_what_a_dead_process_left_unfinished_is_cleared_away_later(tmp_path):
     os.utime(old, (0, 0))
     cache.put("a", [1])
     assert not old.exists() and new.exists()
+
+
+def test_a_checkpoint_with_other_settings_shares_no_stage(checkpoint, tmp_path):
+    """The same networks under another pipeline.json, which decides what their outputs become."""
+    from studio.engine import load_engine
+
+    other = tmp_path / "other"
+    shutil.copytree(checkpoint, other)
+    config = json.loads((other / "pipeline.json").read_text())
+    config["args"]["structure_fill"] = 20
+    (other / "pipeline.json").write_text(json.dumps(config))
+    plain, filled = (load_engine(str(folder), "cpu") for folder in (checkpoint, other))
+    assert plain.weights == filled.weights and plain.environment != filled.environment

@@ -142,6 +142,13 @@ class TrellisVGGTTo3DPipeline:
         )
         return pipeline.to(device)
 
+    @property
+    def fixed_settings(self) -> dict[str, Any]:
+        """What the checkpoint decides of every run, beside its networks and the defaults of its samplers."""
+        names = "image_resolution", "camera_frame", "structure_fill"
+        statistics = {"slat_mean": self.slat_mean.tolist(), "slat_std": self.slat_std.tolist()}
+        return {name: getattr(self, name) for name in names} | statistics
+
     def _networks(self) -> dict[str, nn.Module]:
         return {**self.models, "vggt": self.vggt, "image_cond_model": self.image_cond_model}
 
