@@ -1,10 +1,11 @@
 """The stage cache against everything that storage does: damage, full disks, other processes, sudden death."""
 
-from __future__ import shutil
+from __future__ import annotations
 
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
