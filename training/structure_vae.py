@@ -81,8 +81,9 @@ def main(argv: list[str] | None = None) -> None:
         return {"bce": 4 * bce, "dice": dice.mean(), "kl": KL_WEIGHT * kl}
 
     run.train({"encoder": encoder, "decoder": decoder}, draw, losses)
-    unit_latent(run.average, spread)
-    run.export()
+    if len(spread):  # not if the time was up before the first step
+        unit_latent(run.average, spread)
+        run.export()
 
 
 if __name__ == "__main__":
