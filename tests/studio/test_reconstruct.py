@@ -141,15 +141,31 @@ def test_the_same_seed_gives_the_same_asset(finished, engine, tmp_path):
     assert again.counts == result.counts
 
 
-def test_cancelling_in_mid_structure_stops_and_leaves_nothing(engine, tmp_path):
-    settings, cancel = make_settings({"structure_steps": 50}, engine.defaults), threading.Event()
-    steps = []
-    with pytest.raises(Cancelled):
-        for item in reconstruct(tiny_views(2), settings, tmp_path / "a" / "b", engine.pipeline, cancel=cancel):
-            if item.stage == "structure":
-                steps.append(item.step)
-                cancel.set()
-    assert steps and steps[-1] < 50 and item.stage == "structure"
+class CancelAfter:
+    """Cancelled once it has been asked so many times; `heard` counts the answers yes."""
+
+    def __init__(self, asked: int):
+        self.left, self.heard = asked, 0
+
+    def is_set(self) -> bool:
+        self.left -= 1
+        self.heard += self.left < 0
+        return self.left < 0
+
+
+def test_cancelling_in_mid_structure_stops_within_a_step_and_leaves_nothing(engine, tmp_path):
+    settings = make_settings({"structure_steps": 50}, engine.defaults)
+    reached = []
+    for asked in (40, 44):
+        cancel, steps = CancelAfter(asked), []
+        with pytest.raises(Cancelled):
+            for item in reconstruct(tiny_views(2), settings, tmp_path / "a" / "b", engine.pipeline, cancel=cancel):
+                if item.stage == "structure":
+                    steps.append(item.step)
+        assert item.stage == "structure" and sorted(set(steps)) == list(range(steps[-1] + 1))
+        assert cancel.heard == 1  # nothing went on after the first yes
+        reached.append(steps[-1])
+    assert 0 < reached[0] <= reached[1] <= reached[0] + 4 < 50  # a step asks at least once
     assert list(tmp_path.iterdir()) == []
 
 
