@@ -27,7 +27,8 @@ def objects_in(folder: Path) -> list[tuple[str, Path]]:
 
 
 def is_finished(job: Job, any_seed: bool = False) -> bool:
-    """Whether the job's folder holds a complete run of the same photographs with the same settings.
+    """Whether the job's folder holds a complete run of the same photographs with the same settings and
+    stated cameras.
 
     any_seed: the job's seed was drawn, so another one is as good.
     """
@@ -37,6 +38,11 @@ def is_finished(job: Job, any_seed: bool = False) -> bool:
         photographs = [view_key(view) for view in job.views]
         if any_seed:
             wanted["seed"] = record["asked"]["seed"]
-        return record["asked"] == wanted and [view["photograph"] for view in record["views"]] == photographs
+        stated = [(view.get("camera") or {}).get("stated") for view in record["views"]]
+        return (
+            record["asked"] == wanted
+            and [view["photograph"] for view in record["views"]] == photographs
+            and stated == [view.camera and view.camera.as_json() for view in job.views]
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return False

@@ -7,6 +7,7 @@ memory, 5 the worker died, 130 cancelled.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -36,6 +37,7 @@ from studio.presets import apply_preset
 from studio.refine_cli import refine
 from studio.settings import ReconstructSettings, make_settings
 from studio.talk import JsonTalk, TextTalk
+from studio.view_cameras import read_cameras
 from trellis.errors import InputError
 
 if TYPE_CHECKING:
@@ -51,6 +53,15 @@ _OutOption = Annotated[Path, typer.Option("--out", "-o", help="Folder for the re
 _FormatOption = Annotated[
     list[str] | None,
     typer.Option("--format", help="Write this format too, into exports/: glb, obj, stl, ply, spz, transforms, colmap."),
+]
+_CamerasOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="The photos' cameras, in a transforms.json like those that the studio writes, edited: of the views as "
+        "they were cut out, around the model. They change the colours taken from photos, comparison, coverage and "
+        "camera files, not the shape. Default: as found.",
+        show_default=False,
+    ),
 ]
 _FramesOption = Annotated[int, typer.Option(help="How many frames to take from a video.", min=1, max=32)]
 _RunArgument = Annotated[Path, typer.Argument(help="A finished run: its folder or its run.json.")]
@@ -68,14 +79,21 @@ def _chosen(preset: str | None, values: dict[str, Any], defaults: ReconstructSet
     return make_settings(values, apply_preset(preset or "standard", defaults))
 
 
-def _photos(sources: list[Path], frames: int = video.DEFAULT_FRAMES) -> list[View]:
-    """Views of files that are there; they are opened later. Raises InputError as `as_views` does."""
+def _photos(sources: list[Path], frames: int = video.DEFAULT_FRAMES, cameras: Path | None = None) -> list[View]:
+    """Views of files that are there, with the cameras of a file; they are opened later.
+
+    Raises InputError as `as_views` and `read_cameras` do.
+    """
     from studio.inputs import as_views
 
     absent = [f"'{source}'" for source in sources if not source.exists()]
     if absent:
         raise InputError(f"There is no {' and no '.join(absent)}.")
-    return as_views(sources, frames)
+    views = as_views(sources, frames)
+    if cameras is None:
+        return views
+    stated = read_cameras(cameras, [view.name for view in views])
+    return [replace(view, camera=camera) for view, camera in zip(views, stated, strict=True)]
 
 
 @app.command()
@@ -87,6 +105,7 @@ def reconstruct(
     preset: PresetOption = None,
     frames: _FramesOption = video.DEFAULT_FRAMES,
     formats: _FormatOption = None,
+    cameras: _CamerasOption = None,
     *,
     desk: Desk,
     settings: dict[str, Any],
@@ -95,7 +114,7 @@ def reconstruct(
     from studio.job import make_job
 
     # Before the networks are loaded, so that a typing error costs no wait.
-    photos = _photos(views, frames)
+    photos = _photos(views, frames, cameras)
     make_job(photos, _chosen(preset, settings, ReconstructSettings()), out, formats=formats or ())
     with desk.service() as service:
         chosen = _chosen(preset, settings, service.defaults)
@@ -110,13 +129,15 @@ def export(
     finished: _RunArgument,
     out: _OutOption,
     formats: _FormatOption = None,
+    cameras: _CamerasOption = None,
     *,
     desk: Desk,
     settings: dict[str, Any],
 ) -> None:
     """Write a finished run again, in other formats or with some settings changed; only what they touch runs again."""
     record, folder = replays.read_run(finished)
-    job = replays.job_of_run(record, folder, out, settings, formats or (), use_cache=desk.cache)
+    stated = None if cameras is None else read_cameras(cameras, replays.view_names(record))
+    job = replays.job_of_run(record, folder, out, settings, formats or (), use_cache=desk.cache, cameras=stated)
     with desk.service() as service:
         replays.check_weights(record, service.weights)
         desk.talk.done(desk.run(service, job))

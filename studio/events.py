@@ -84,6 +84,7 @@ class FoundView:
     Attributes:
         name: as the job named it.
         picture: the cut-out view, a JPEG of at most 256 pixels a side.
+        mask: what belongs to the object in it, a grey PNG of 256 pixels a side.
         cut_out_by: "alpha", "rembg" or "grabcut".
         notes: what may be wrong with the photograph, see `studio.quality`.
         trust: in the camera's place, from 0 to 1, see `studio.trust`; None if it could not be judged.
@@ -91,6 +92,7 @@ class FoundView:
 
     name: str
     picture: bytes = field(repr=False)
+    mask: bytes = field(repr=False)
     cut_out_by: str
     notes: tuple[dict[str, Any], ...]
     trust: float | None = None

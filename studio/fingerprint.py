@@ -24,7 +24,8 @@ from studio.inputs import View
 
 _ROOT = Path(__file__).resolve().parent.parent
 # The code that decides what a stage's output is.
-_CODE = ("trellis/**/*.py", "studio/stages.py", "studio/codec.py", "studio/inputs.py", "studio/video.py")
+_CODE = ("trellis/**/*.py", "studio/stages.py", "studio/codec.py", "studio/inputs.py", "studio/video.py",
+         "studio/view_cameras.py")  # fmt: skip
 _LIBRARIES = (
     "torch", "numpy", "scipy", "numba", "opencv-python-headless", "xatlas", "fast-simplification", "pillow",
     "imageio-ffmpeg", "rembg",
@@ -61,7 +62,7 @@ def pace_key(weights: Mapping[str, str], device: str, threads: int) -> str:
 
 
 def view_key(view: View) -> str:
-    """A hash of a view: the bytes of its file and of its mask, or its pixels.
+    """A hash of a view: the bytes of its file and of its mask, or its pixels. Its stated camera is no part of it.
 
     Raises OSError if a file cannot be read.
     """

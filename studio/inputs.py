@@ -13,6 +13,7 @@ from typing import Any
 from PIL import Image
 
 from studio import video
+from studio.view_cameras import ViewCamera
 from trellis.errors import InputError
 from trellis.pipelines.image_files import MAX_PIXELS, MAX_VIEWS, OPAQUE, open_image
 
@@ -59,12 +60,14 @@ class View:
         mask: a file whose bright pixels mark the object, or None.
         earlier: what is known of a view that is cut out, centred and of the networks' resolution already, as in a
             finished run's views folder; None for a photograph.
+        camera: that of the view once it has been cut out and centred, if a person states it; None has it found.
     """
 
     name: str
     source: Path | Image.Image
     mask: Path | None = None
     earlier: Earlier | None = None
+    camera: ViewCamera | None = None
 
     def open(self) -> Image.Image:
         """The picture, upright, 8 bits a channel, RGBA if it has transparency or a mask.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +13,7 @@ from PIL import Image
 
 from studio.inputs import View, as_views
 from studio.settings import ReconstructSettings, settings_from_json
+from studio.view_cameras import cameras_of_transforms
 from trellis.errors import InputError
 
 LOCAL_USER = "local"
@@ -70,15 +71,17 @@ def make_job(
 
 
 def job_from_json(value: Any, defaults: ReconstructSettings | None = None, user: str = LOCAL_USER) -> Job:
-    """A job from {"views": [paths] or a folder, "out": folder, "settings": {...}, "formats": [...]}.
+    """A job from {"views": [paths] or a folder, "out": folder, "settings": {...}, "formats": [...], "cameras": {...}}.
+
+    The cameras, which may be left out or null, are those of a transforms.json; see `studio.view_cameras`.
 
     Raises InputError with a sentence for anything else, whatever comes in.
     """
     if not isinstance(value, Mapping):
         raise InputError(f"A job must be an object with views, out and settings, but a {type(value).__name__} came.")
-    surplus = [str(key) for key in value if key not in ("views", "out", "settings", "formats")]
+    surplus = [str(key) for key in value if key not in ("views", "out", "settings", "formats", "cameras")]
     if surplus:
-        raise InputError(f"A job has views, out, settings and formats, but {surplus[0]!r} came.")
+        raise InputError(f"A job has views, out, settings, formats and cameras, but {surplus[0]!r} came.")
     views, out, formats = value.get("views"), value.get("out"), value.get("formats", [])
     names = [views] if isinstance(views, str) else views
     if not isinstance(names, list) or not all(isinstance(name, str) and name and "\0" not in name for name in names):
@@ -88,4 +91,9 @@ def job_from_json(value: Any, defaults: ReconstructSettings | None = None, user:
     if not isinstance(formats, list) or not all(isinstance(name, str) for name in formats):
         raise InputError("The formats of a job must be a list of names.")
     settings = settings_from_json(value.get("settings", {}), defaults)
+    cameras = value.get("cameras")
+    if cameras is not None:
+        views = as_views(names)
+        stated = cameras_of_transforms(cameras, [view.name for view in views], "The job")
+        names = [replace(view, camera=camera) for view, camera in zip(views, stated, strict=True)]
     return make_job(names, settings, out, formats=formats, user=user)

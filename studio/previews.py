@@ -29,6 +29,14 @@ def jpeg(image: Image.Image) -> bytes:
     return stream.getvalue()
 
 
+def mask(image: Image.Image) -> bytes:
+    """The alpha of a square RGBA view as a grey PNG."""
+    alpha = image.getchannel("A").resize((SIDE, SIDE), Image.Resampling.BOX)
+    stream = io.BytesIO()
+    alpha.save(stream, "PNG")
+    return stream.getvalue()
+
+
 def contact_sheet(images: Sequence[Image.Image]) -> bytes:
     """All views on one sheet."""
     columns = int(np.ceil(np.sqrt(len(images))))

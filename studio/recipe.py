@@ -14,6 +14,9 @@ from studio.inputs import View
 from studio.memory import Plan
 from studio.settings import ReconstructSettings
 from studio.stages import PreparedView
+from studio.view_cameras import view_camera, with_stated
+from trellis.errors import InputError
+from trellis.renderers.cameras import Cameras
 
 
 class Maker(Protocol):
@@ -61,6 +64,11 @@ class Recipe:
         self._maker, self._engine, self._views = maker, engine, views
         self._keys = [_photograph_key(view) for view in views]
         self._outputs: dict[str, Output] = {}
+        self._stated = [view.camera for view in views]
+        if engine.pipeline.camera_frame != "object" and any(self._stated) and not all(self._stated):
+            raise InputError(
+                "These networks do not place the photos around the object; state the cameras of all photos."
+            )
         self.photographs = [view.earlier.photograph if view.earlier else key
                             for view, key in zip(views, self._keys, strict=True)]  # fmt: skip
 
@@ -99,9 +107,10 @@ class Recipe:
         )  # fmt: skip
         if self.paints_photographs(s):
             self._add(
-                "bake", ("mesh", "decode", "prepare", "cameras"), {"texture_size": s.texture_size},
+                "bake", ("mesh", "decode", "prepare", "cameras"),
+                {"texture_size": s.texture_size, "stated": [camera and camera.as_json() for camera in self._stated]},
                 lambda surfaces, decoded, prepared, conditions, report: stages.bake(
-                    surfaces, decoded[0], s, report, prepared, conditions.cameras
+                    surfaces, decoded[0], s, report, prepared, with_stated(conditions.cameras, self._stated)
                 ),
             )  # fmt: skip
         else:
@@ -116,7 +125,26 @@ class Recipe:
 
     def paints_photographs(self, settings: ReconstructSettings) -> bool:
         """Whether the texture is to come from the photographs, and their cameras are in the object's frame."""
-        return settings.texture_source == "photographs" and self._engine.pipeline.camera_frame == "object"
+        return settings.texture_source == "photographs" and self.camera_frame == "object"
+
+    @property
+    def camera_frame(self) -> str:
+        """The frame of `cameras`: the networks' own, unless a person states all cameras in that of the object."""
+        return "object" if all(self._stated) else self._engine.pipeline.camera_frame
+
+    def cameras(self) -> Cameras:
+        """The cameras of the views: those that a person states, and for all others those that the networks found."""
+        return with_stated(self["cameras"].value().cameras, self._stated)
+
+    def camera_records(self) -> list[dict[str, Any] | None]:
+        """Of each view whose camera a person states: {"stated": that camera, "found": the one in its place or None}."""
+        found = self["cameras"].value().cameras
+        comparable = self._engine.pipeline.camera_frame == "object"
+        return [
+            camera and {"stated": camera.as_json(),
+                        "found": view_camera(found, index).as_json() if comparable else None}
+            for index, camera in enumerate(self._stated)
+        ]  # fmt: skip
 
     def _add(
         self,

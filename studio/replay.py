@@ -15,6 +15,7 @@ from studio.events import CAMERAS, MESH, RUN, SPLATS
 from studio.inputs import Earlier, View
 from studio.job import LOCAL_USER, Job, make_job
 from studio.settings import make_settings, settings_from_json
+from studio.view_cameras import ViewCamera, camera_of_frame
 from trellis.errors import InputError
 
 COMPARED = (MESH, SPLATS, CAMERAS)
@@ -40,6 +41,11 @@ def read_run(path: str | Path) -> tuple[dict[str, Any], Path]:
     return record, file.parent
 
 
+def view_names(record: Mapping[str, Any]) -> list[str]:
+    """What the views of a run are called."""
+    return [str(entry.get("name")) if isinstance(entry, dict) else "" for entry in record["views"]]
+
+
 def job_of_run(
     record: Mapping[str, Any],
     folder: Path,
@@ -48,22 +54,27 @@ def job_of_run(
     formats: Sequence[str] = (),
     use_cache: bool = True,
     user: str = LOCAL_USER,
+    cameras: Sequence[ViewCamera | None] | None = None,
 ) -> Job:
     """The job that made a run, from the views as the networks saw them.
 
-    changes: flat settings by key that shall differ. Raises InputError if a view is gone or no longer what it was.
+    changes: flat settings by key that shall differ. cameras: see `revise`. Raises InputError if a view is gone or no
+    longer what it was.
     """
     from studio.report import sha256
 
+    if cameras is not None and len(cameras) != len(record["views"]):
+        raise InputError(f"The run has {len(record['views'])} views, but {len(cameras)} cameras came.")
     views = []
-    for entry in record["views"]:
+    for index, entry in enumerate(record["views"]):
         name = str(entry.get("file")) if isinstance(entry, dict) else ""
         file = (folder / name).resolve()
         if not name or folder.resolve() not in file.parents or not file.is_file():
             raise InputError(f"The run's view '{name}' is missing beside its run.json.")
         if sha256(file) != record["files"].get(name):
             raise InputError(f"The run's view '{name}' has been changed since.")
-        views.append(View(str(entry.get("name", name)), file, earlier=_earlier(entry)))
+        camera = _stated_camera(entry, name) if cameras is None else cameras[index]
+        views.append(View(str(entry.get("name", name)), file, earlier=_earlier(entry), camera=camera))
     settings = make_settings(changes or {}, settings_from_json(record["settings"]))
     return make_job(views, settings, out_dir, formats=formats, use_cache=use_cache, user=user)
 
@@ -74,22 +85,33 @@ def revise(
     out_dir: str | Path | None = None,
     formats: Sequence[str] = (),
     user: str = LOCAL_USER,
+    cameras: Sequence[ViewCamera | None] | None = None,
 ) -> Job:
-    """The job that makes a finished run again with some settings changed.
+    """The job that makes a finished run again with some settings or cameras changed.
 
-    Another `texture_size` bakes again, another `simplify` also simplifies again, and neither samples anything as long
-    as the run's stages are in the cache.
+    Another `texture_size` bakes again, another `simplify` also simplifies again, other cameras bake again if the
+    texture is painted from photographs; none of them samples anything as long as the run's stages are in the cache.
 
     Args:
         finished: the folder of the run.
         changes: flat settings by key.
         out_dir: None for the run's own folder, whose files are replaced when all new ones are finished.
         formats: further files to write, from `trellis.export.bundle.FORMATS`.
+        cameras: one for each view, None for the one that the networks found; left out, they stay as they were.
 
     Raises InputError: the folder holds no such run, its views have been changed, or a setting is out of its range.
     """
     record, folder = read_run(finished)
-    return job_of_run(record, folder, folder if out_dir is None else out_dir, changes, formats, user=user)
+    return job_of_run(record, folder, folder if out_dir is None else out_dir, changes, formats, user=user,
+                      cameras=cameras)  # fmt: skip
+
+
+def _stated_camera(entry: Mapping[str, Any], name: str) -> ViewCamera | None:
+    """The camera that a person had stated for a view. Raises InputError if the record's is none."""
+    camera = entry.get("camera")
+    if camera is None:
+        return None
+    return camera_of_frame(camera.get("stated") if isinstance(camera, Mapping) else camera, f"the camera of '{name}'")
 
 
 def _earlier(entry: Mapping[str, Any]) -> Earlier:

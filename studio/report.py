@@ -102,6 +102,8 @@ def run_record(
     asked: ReconstructSettings,
     views: Sequence[PreparedView],
     photographs: Sequence[str],
+    camera_frame: str,
+    cameras: Sequence[dict[str, Any] | None],
     files: Mapping[str, str],
     seconds: Mapping[str, float],
     cached: Sequence[str],
@@ -115,6 +117,8 @@ def run_record(
     Args:
         settings: that the job ran with; `asked` are those that it came with, before the memory had its say.
         photographs: a hash of each view's file, as the job found it.
+        camera_frame: "object" if the cameras stand around the asset.
+        cameras: of each view whose camera a person states, this one and the one that was found.
         files: SHA-256 of every other file, by its path in the folder; views come as views/000.png and so on.
         seconds: of the stages that ran; `cached` names those that did not have to.
         peaks: of memory, predicted and measured.
@@ -130,7 +134,7 @@ def run_record(
         "settings": settings.model_dump(mode="json"),
         "asked": asked.model_dump(mode="json"),
         "checkpoint": _public_name(engine.checkpoint),
-        "camera_frame": pipeline.camera_frame,
+        "camera_frame": camera_frame,
         "views": [
             {
                 "name": view.name,
@@ -138,8 +142,9 @@ def run_record(
                 "photograph": photograph,
                 "cut_out_by": view.cut_out_by,
                 "notes": list(view.notes),
+                "camera": camera,
             }
-            for number, (view, photograph) in enumerate(zip(views, photographs, strict=True))
+            for number, (view, photograph, camera) in enumerate(zip(views, photographs, cameras, strict=True))
         ],
         "files": dict(files),
         "counts": dict(counts),

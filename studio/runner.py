@@ -143,6 +143,7 @@ class Run:
                 self.note("These networks do not place the photos around the object; its colours come from the splats.")
             for name in ("latent", "decode", "mesh", "bake", "video"):
                 recipe[name].ensure()
+            self._tell_stated_cameras()
             counts = write_files(self, recipe, job, self._engine, staging)
             publish(staging, job.out_dir)
         settings = self.plan.settings
@@ -162,20 +163,29 @@ class Run:
             if note not in self.notes:
                 self.note(note)
 
+    def _tell_stated_cameras(self) -> None:
+        numbers = [str(number) for number, view in enumerate(self._job.views, start=1) if view.camera]
+        if numbers:
+            which = f"camera of photo {numbers[0]} was"
+            if len(numbers) > 1:
+                which = f"cameras of photos {', '.join(numbers)} were"
+            self.note(f"The {which} set by hand; the shape does not depend on that.")
+
     def _find_cameras(self) -> CamerasFound:
         if self._expected is not None:
             self._expected = {name: self._expected[name] for name in ("prepare", "cameras")}
         recipe = Recipe(self, self._engine, self._job.views)
         recipe.add_shape(self.plan)
-        prepared, conditions = recipe["prepare"].value(), recipe["cameras"].value()
-        record = camera_record(conditions.cameras, view_names(len(prepared)), self._engine.pipeline.camera_frame)
+        prepared, cameras = recipe["prepare"].value(), recipe.cameras()
+        record = camera_record(cameras, view_names(len(prepared)), recipe.camera_frame)
         trusts: list[float | None] = [None] * len(prepared)
-        if self._engine.pipeline.camera_frame == "object":
-            trusts = trust_in_cameras(conditions.cameras, [view.image for view in prepared])
+        if recipe.camera_frame == "object":
+            trusts = trust_in_cameras(cameras, [view.image for view in prepared])
         views = tuple(
-            FoundView(view.name, previews.jpeg(view.image), view.cut_out_by, tuple(view.notes), trust)
+            FoundView(view.name, previews.jpeg(view.image), previews.mask(view.image), view.cut_out_by,
+                      tuple(view.notes), trust)
             for view, trust in zip(prepared, trusts, strict=True)
-        )
+        )  # fmt: skip
         return CamerasFound(self._job.id, views, record, self.elapsed(), tuple(self.cached), tuple(self.notes))
 
     def make(self, output: Output) -> Any:

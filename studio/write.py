@@ -41,13 +41,13 @@ if TYPE_CHECKING:
 
 def write_files(run: Run, recipe: Recipe, job: Job, engine: Engine, folder: Path) -> dict[str, int]:
     """Run the stages "report" and "write" of a job; returns how large things came out."""
-    settings, pipeline = run.plan.settings, engine.pipeline
+    settings, frame = run.plan.settings, recipe.camera_frame
     prepared = recipe["prepare"].value()
-    cameras: Cameras = recipe["cameras"].value().cameras
+    cameras = recipe.cameras()
     coords = recipe["structure"].value()
     gaussian, decoded = recipe["decode"].value()
     asset, film = recipe["bake"].value(), recipe["video"].value()
-    registered = pipeline.camera_frame == "object"
+    registered = frame == "object"
     quality = run.timed(
         "report",
         partial(_check, asset, recipe["mesh"].value().hausdorff, gaussian, cameras if registered else None, prepared,
@@ -63,7 +63,7 @@ def write_files(run: Run, recipe: Recipe, job: Job, engine: Engine, folder: Path
         (folder / VIDEO).write_bytes(film)
         report(2, 4)
         view_files = _save_views(prepared, folder)
-        write_json(folder / CAMERAS, camera_record(cameras, view_files, pipeline.camera_frame))
+        write_json(folder / CAMERAS, camera_record(cameras, view_files, frame))
         # Of the usual files, a mesh of the real size is the one that would be missed.
         formats = (*job.formats, "glb") if settings.longest_side else job.formats
         if formats:
@@ -93,6 +93,8 @@ def write_files(run: Run, recipe: Recipe, job: Job, engine: Engine, folder: Path
         asked=job.settings,
         views=prepared,
         photographs=recipe.photographs,
+        camera_frame=frame,
+        cameras=recipe.camera_records(),
         files=files,
         seconds=run.seconds,
         cached=run.cached,

@@ -1,0 +1,204 @@
+"""Cameras that a person states for views: read, checked, and laid over those that the networks found.
+
+Such a camera is that of the prepared view (cut out, centred, square) in the frame of the files that the studio writes
+(glTF: y up, the object within [-0.5, 0.5]^3), which is what transforms.json of a run or of found cameras holds.
+
+The networks read the pictures, not the cameras, so a stated camera changes nothing that is sampled. It decides the
+colours that photographs lay over the texture, the comparison with the photographs, the map of what is known, the camera
+files, and where a refinement starts.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from trellis.errors import InputError
+
+if TYPE_CHECKING:
+    from trellis.renderers.cameras import Cameras
+
+_MAX_BYTES = 4 * 2**20  # of a file of cameras; 32 of them have some 20 kB
+_MAX_SIDE = 100_000  # pixels
+_RIGID = 1e-3  # how far axes may be from unit length and right angles
+_NARROWEST, _WIDEST = 1.0, 170.0  # degrees of a field of view
+_FARTHEST = 1000.0
+_SQUARE = 0.02  # of the side; by so much a rounded size may be off
+_OF_A_RUN = re.compile(r"views/\d{3}\.png")
+
+
+@dataclass(frozen=True)
+class ViewCamera:
+    """The camera of one prepared view.
+
+    Attributes:
+        pose: camera to world, 4 rows of 4, OpenGL axes (x right, y up, z backward), in the glTF frame.
+        lens: fl_x, fl_y, cx and cy in parts of the picture's width and height.
+    """
+
+    pose: tuple[tuple[float, ...], ...]
+    lens: tuple[float, float, float, float]
+
+    def as_json(self) -> dict[str, Any]:
+        """A frame of a transforms.json, for a picture of size 1 x 1; `camera_of_frame` reads it."""
+        names = ("fl_x", "fl_y", "cx", "cy")
+        return {"w": 1, "h": 1, **dict(zip(names, self.lens, strict=True)),
+                "transform_matrix": [list(row) for row in self.pose]}  # fmt: skip
+
+
+def camera_of_frame(frame: Any, who: str) -> ViewCamera:
+    """A frame of a transforms.json with its own "w", "h", "fl_x" (and "fl_y", "cx", "cy") and "transform_matrix".
+
+    who: whose camera it is, for messages ("the camera of 'front.png'"). Raises InputError, one sentence, whatever
+    comes.
+    """
+    who = who[0].upper() + who[1:]
+    if not isinstance(frame, Mapping):
+        raise InputError(f"{who} must be an object as in a transforms.json, but a {type(frame).__name__} came.")
+    width, height = (_number(frame, key, who) for key in ("w", "h"))
+    if not (1 <= width <= _MAX_SIDE and 1 <= height <= _MAX_SIDE):
+        raise InputError(f"{who} is for a picture of {width:g} x {height:g} pixels, which there cannot be.")
+    if abs(width - height) > _SQUARE * max(width, height):
+        raise InputError(
+            f"{who} is for a picture of {width:g} x {height:g} pixels, but views are square: state the cameras of the "
+            "views as the networks saw them, in the studio's own transforms.json."
+        )
+    focal_x = _number(frame, "fl_x", who)
+    focal_y = _number(frame, "fl_y", who, focal_x)
+    for focal, side in ((focal_x, width), (focal_y, height)):
+        angle = math.degrees(2 * math.atan2(side, 2 * focal)) if focal > 0 else math.inf
+        if not _NARROWEST <= angle <= _WIDEST:
+            raise InputError(
+                f"{who} must have a field of view from {_NARROWEST:g} to {_WIDEST:g} degrees, but its focal length is "
+                f"{focal:.4g} pixels of {side:g}."
+            )
+    center_x, center_y = _number(frame, "cx", who, width / 2), _number(frame, "cy", who, height / 2)
+    if not (0 <= center_x <= width and 0 <= center_y <= height):
+        raise InputError(f"{who} must have its principal point within the picture, not at {center_x:g}, {center_y:g}.")
+    pose = _pose(frame.get("transform_matrix"), who)
+    camera = ViewCamera(pose, (focal_x / width, focal_y / height, center_x / width, center_y / height))
+    if not _sees_the_object(camera):
+        raise InputError(f"{who} does not look at the object, which lies within half a unit of the origin.")
+    return camera
+
+
+def read_cameras(file: Path, names: Sequence[str]) -> list[ViewCamera]:
+    """The cameras of views, by their names, from a transforms.json of the studio or made after it.
+
+    If every view's name is that of a frame's picture, these belong together; a file of the studio's own, whose pictures
+    are views/000.png and so on, is in the order of the views.
+
+    Raises InputError, one sentence, whatever the file holds.
+    """
+    try:
+        with file.open("rb") as stream:
+            text = stream.read(_MAX_BYTES + 1)
+        record = json.loads(text) if len(text) <= _MAX_BYTES else None
+    except OSError as error:
+        raise InputError(f"'{file.name}' cannot be read: {error.strerror or error}.") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"'{file.name}' is not valid JSON.") from error
+    if len(text) > _MAX_BYTES:
+        raise InputError(f"'{file.name}' has more than {_MAX_BYTES >> 20} MB, so it is no file of cameras.")
+    return cameras_of_transforms(record, names, f"'{file.name}'")
+
+
+def cameras_of_transforms(record: Any, names: Sequence[str], what: str) -> list[ViewCamera]:
+    """The same from a parsed transforms.json. `what`: its name in messages."""
+    frames = record.get("frames") if isinstance(record, Mapping) else None
+    if not isinstance(frames, list) or not all(isinstance(frame, Mapping) for frame in frames):
+        raise InputError(f"{what} lists no cameras: it must be a transforms.json with frames.")
+    if record.get("frame", "gltf") != "gltf":
+        raise InputError(f"The cameras of {what} do not stand around the model: their frame must be 'gltf'.")
+    if len(frames) < len(names):
+        raise InputError(f"{what} lists {len(frames)} cameras, but there are {len(names)} photos: each needs one.")
+    shared = {key: value for key, value in record.items() if key != "frames"}
+    paths = [PurePosixPath(str(frame.get("file_path", ""))) for frame in frames]
+    places = {key: index for index in reversed(range(len(frames))) for key in (paths[index].stem, paths[index].name)}
+    if len(set(names)) == len(names) and all(name in places for name in names):
+        order = [places[name] for name in names]
+    elif all(_OF_A_RUN.fullmatch(str(path)) for path in paths):
+        if len(frames) != len(names):
+            raise InputError(f"{what} lists {len(frames)} cameras, but there are {len(names)} photos: each needs one.")
+        order = list(range(len(names)))
+    else:
+        absent = next((name for name in names if name not in places), names[0])
+        raise InputError(f"{what} has no camera of its own for '{absent}': its file_path must be the photo's name.")
+    return [camera_of_frame({**shared, **frames[index]}, f"the camera of '{name}'")
+            for index, name in zip(order, names, strict=True)]  # fmt: skip
+
+
+def with_stated(found: Cameras, stated: Sequence[ViewCamera | None]) -> Cameras:
+    """The cameras that were found, with those that a person states in their places, in the object frame."""
+    if not any(stated):
+        return found
+    import torch
+
+    from trellis.renderers.camera_formats import from_transforms
+    from trellis.renderers.cameras import Cameras
+
+    each = []
+    for index, camera in enumerate(stated):
+        if camera is None:
+            each.append(found[index])
+            continue
+        height, width = found.height_width(index)
+        placed, _ = from_transforms({"frames": [camera.as_json()]})
+        scale = torch.tensor([[width], [height], [1]], dtype=placed.intrinsics.dtype)
+        sized = Cameras(placed.extrinsics, placed.intrinsics * scale, torch.tensor([[height, width]]))
+        each.append(sized.to(found.device, found.extrinsics.dtype))
+    return Cameras.cat(each)
+
+
+def view_camera(cameras: Cameras, index: int) -> ViewCamera:
+    """One of some cameras in the object frame."""
+    from trellis.renderers.camera_formats import to_transforms
+
+    record = to_transforms(cameras[index], [""])
+    width, height = record["w"], record["h"]
+    lens = record["fl_x"] / width, record["fl_y"] / height, record["cx"] / width, record["cy"] / height
+    return ViewCamera(tuple(map(tuple, record["frames"][0]["transform_matrix"])), lens)
+
+
+def _number(frame: Mapping[str, Any], key: str, who: str, default: float | None = None) -> float:
+    value = frame.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 1e12 or not math.isfinite(value):
+        raise InputError(f"{who} needs a finite number as {key}, in pixels.")
+    return float(value)
+
+
+def _pose(matrix: Any, who: str) -> tuple[tuple[float, ...], ...]:
+    sound = isinstance(matrix, list) and len(matrix) == 4 and all(isinstance(r, list) and len(r) == 4 for r in matrix)
+    if not sound:
+        raise InputError(f"{who} needs a transform_matrix of 4 rows of 4 numbers.")
+    values = [value for row in matrix for value in row]
+    numbers = not any(isinstance(value, bool) or not isinstance(value, int | float) for value in values)
+    if not numbers or not all(abs(value) <= _FARTHEST for value in values):  # what is not a number is no less, either
+        raise InputError(f"{who} has a transform_matrix with something in it that is no number, or too large.")
+    pose = np.array(matrix, dtype=np.float64)
+    turn = pose[:3, :3]
+    if np.abs(turn @ turn.T - np.eye(3)).max() > _RIGID or np.linalg.det(turn) < 0 or (pose[3] != (0, 0, 0, 1)).any():
+        raise InputError(
+            f"{who} has a transform_matrix that is no rigid motion: its axes must be unit vectors at right angles, "
+            "right-handed, and its last row 0, 0, 0, 1."
+        )
+    return tuple(tuple(float(value) for value in row) for row in pose)
+
+
+def _sees_the_object(camera: ViewCamera) -> bool:
+    """Whether any part of the cube of the object falls into the picture."""
+    axis = np.linspace(-0.5, 0.5, 9)
+    points = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), axis=-1).reshape(-1, 3)
+    pose = np.array(camera.pose)
+    x, y, z = ((points - pose[:3, 3]) @ pose[:3, :3]).T
+    depth = np.where(z < -1e-6, -z, np.nan)
+    focal_x, focal_y, center_x, center_y = camera.lens
+    across, down = focal_x * x / depth + center_x, -focal_y * y / depth + center_y
+    return bool(np.any((across >= 0) & (across <= 1) & (down >= 0) & (down <= 1)))
