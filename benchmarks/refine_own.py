@@ -36,6 +36,7 @@ from trellis.renderers.cameras import Cameras, orbit
 GAIN_DB, GAIN_IOU, SHARE = 2.0, 0.03, 0.8  # the bar, and of how many objects it is asked
 _SIZE = 512
 _ROW = "row.json"
+_UNFILMED = {"video_frames": 0}  # videos tell nothing about the bar
 
 
 def main() -> None:
@@ -54,7 +55,7 @@ def main() -> None:
     arguments = parser.parse_args()
     engine = load_engine(arguments.checkpoint, arguments.device, print)
     given = {name: getattr(arguments, name) for name in ("steps", "resolution", "geometry")}
-    settings = make_settings(given, RefineSettings())
+    settings = make_settings({**given, **_UNFILMED}, RefineSettings())
     rows = []
     for file in arguments.objects:
         kept = arguments.work / file.stem / _ROW
@@ -102,9 +103,7 @@ class Row:
         )
 
 
-def run_object(
-    file: Path, environment: Path, engine: Engine, settings: RefineSettings, views: int, work: Path
-) -> Row:
+def run_object(file: Path, environment: Path, engine: Engine, settings: RefineSettings, views: int, work: Path) -> Row:
     """Photograph an object, reconstruct it (unless `work` holds that already), and refine the result."""
     folder = work / file.stem
     asset, texture = load_object(file)
@@ -113,7 +112,8 @@ def run_object(
         _save(photograph(asset, texture, environment, truth), folder / "photos")
         photos = sorted((folder / "photos").glob("*.png"))
         try:
-            for _ in reconstruct(photos, engine.defaults, folder / "own", engine.pipeline):
+            unfilmed = make_settings(_UNFILMED, engine.defaults)
+            for _ in reconstruct(photos, unfilmed, folder / "own", engine.pipeline):
                 pass
         except InputError as error:
             return Row(file.stem, failure=f"not reconstructed: {error}")
@@ -196,4 +196,3 @@ def _mean(values) -> float:
 
 if __name__ == "__main__":
     main()
-

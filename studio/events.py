@@ -159,8 +159,10 @@ class Result(AssetFolder):
         return self.folder / SPLATS
 
     @property
-    def turntable(self) -> Path:
-        return self.folder / VIDEO
+    def turntable(self) -> Path | None:
+        """The video, unless none was asked for or there was no ffmpeg."""
+        file = self.folder / VIDEO
+        return file if file.is_file() else None
 
     @property
     def views(self) -> list[Path]:

@@ -60,6 +60,8 @@ class History:
         units = work(settings, views)
         lines = []
         for stage, spent in seconds.items():
+            if not units[stage]:  # no video was asked for
+                continue
             rate = spent / units[stage]
             self._rates[engine, stage].append(rate)
             lines.append(json.dumps({"engine": engine, "stage": stage, "rate": round(rate, 6)}))
@@ -79,6 +81,9 @@ class History:
         """Seconds per stage, or None if some stage has never run here with these networks."""
         seconds = {}
         for stage, units in work(settings, views).items():
+            if not units:
+                seconds[stage] = 0.0
+                continue
             rates = self._rates.get((engine, stage), [])[-_LATEST:]
             if not rates:
                 return None

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from scipy import ndimage
 
 from trellis.pipelines.image_files import OPAQUE
 
@@ -25,9 +26,7 @@ _SAME = 0.02  # root mean square difference of 16 x 16 thumbnails below which tw
 
 def sharpness(grey: np.ndarray, mask: np.ndarray | None = None) -> float:
     """Variance of the Laplacian of grey values [H, W] in 0 to 255, over a mask [H, W] (Pech-Pacheco et al., 2000)."""
-    import cv2
-
-    response = cv2.Laplacian(grey.astype(np.float32), cv2.CV_32F)
+    response = ndimage.laplace(grey.astype(np.float32), mode="mirror")
     values = response if mask is None else response[mask]
     return float(values.var()) if values.size else 0.0
 
@@ -54,9 +53,7 @@ def notes_on(image: Image.Image) -> tuple[Note, ...]:
         word, advice = ("dark", "more light") if brightness < _DARK else ("bright", "a shorter exposure")
         notes.append(_note("exposure", brightness, f"The object is too {word} to show detail; it needs {advice}."))
     if scale <= 1:  # a smaller picture has been shrunk by somebody, which hides blur
-        import cv2
-
-        inner = cv2.erode(inside.astype(np.uint8), np.ones((7, 7), np.uint8)) > 0  # the outline is always sharp
+        inner = ndimage.binary_erosion(inside, np.ones((7, 7)), border_value=1)  # the outline is always sharp
         value = sharpness(grey, inner)
         if inner.sum() > 400 and value < _MIN_SHARPNESS:
             notes.append(_note("blur", value, "The object looks blurred (or has no texture); hold still and focus."))

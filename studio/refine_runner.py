@@ -8,7 +8,7 @@ The folder it fills:
     views/000.png     the photographs, cut out, at the size of the comparison
     before/000.png    the asset as it came, as each view's camera saw it; after/000.png the refined one
     comparison.png    all three as one sheet
-    relit/*.mp4       turntables under other lights
+    relit/*.mp4       turntables under other lights (if frames were asked for, and there is an ffmpeg)
     run.json          how it was made, with a table of all views; written last
 
 All of them share the glTF frame (y up).
@@ -35,6 +35,7 @@ from studio.refine_job import RefineJob
 from studio.report import PeakMemory, sha256, write_json
 from studio.runner import publish, unfinished_folder
 from trellis.errors import InputError
+from trellis.renderers.turntable import EncoderError
 
 Emit = Callable[[RefineProgress | Note], None]
 
@@ -118,7 +119,11 @@ class _Run:
             if result.cancelled:
                 notes.append("It was stopped early, so the asset has not been filmed under other lights.")
             else:
-                films = self._stage("relight", None, refine_write.relight, result, settings)
+                try:
+                    films = self._stage("relight", None, refine_write.relight, result, settings)
+                except EncoderError as error:  # the asset is worth having without
+                    notes.append(f"The asset has not been filmed under other lights. {error}")
+                    self._emit(Note(notes[-1]))
             lines = self._write(folder, registration, result, shown, films, notes)
             publish(folder, job.out_dir, WRITTEN)
         relit = {name: job.out_dir / RELIT / f"{name}.mp4" for name in films}

@@ -73,7 +73,11 @@ class RefineSettings(Settings):
         multiple_of=256,
     )
     video_frames: int = choice(
-        "Turntable frames", "Pictures of each relit turntable, 15 a second.", default=60, ge=2, le=240
+        "Turntable frames",
+        "Pictures of each relit turntable, 15 a second. 0: none are filmed.",
+        default=60,
+        ge=0,
+        le=240,
     )
     video_size: int = choice(
         "Turntable size", "Height and width of the relit turntables.", default=256, unit="pixels", ge=64, le=1024,

@@ -62,7 +62,9 @@ def compare(
 
 
 def relight(result: RefineResult, settings: RefineSettings, report: Report) -> dict[str, bytes]:
-    """Turntables (MP4) under every sky, by its name."""
+    """Turntables (MP4) under every sky, by its name. Raises EncoderError if ffmpeg is missing or failed."""
+    if not settings.video_frames:
+        return {}
     skies = sorted(SKIES.glob("*.hdr"))
     cameras = turntable(settings.video_frames, size=settings.video_size)
     films, of = {}, len(skies) * len(cameras)
@@ -166,8 +168,10 @@ def run_record(
         "backends": {"mesh_rasterisation": {"name": "numba z-buffer (this package)", "licence": "Apache-2.0"}},
         "versions": versions(),
         "code": code_version(),
-        "seconds": {**{name: round(value, 3) for name, value in seconds.items()},
-                    "total": round(sum(seconds.values()), 3)},  # fmt: skip
+        "seconds": {
+            **{name: round(value, 3) for name, value in seconds.items()},
+            "total": round(sum(seconds.values()), 3),
+        },  # fmt: skip
         "cached": list(cached),
         "peak_memory_bytes": {"rss": peak_bytes},
     }
@@ -199,5 +203,3 @@ def _write_views(folder: Path, views: Views, names: Sequence[str]) -> None:
     for name, image, mask in zip(names, views.images, views.masks, strict=True):
         planes = np.concatenate([image.numpy(), mask.numpy()]).transpose(1, 2, 0)
         Image.fromarray((planes * 255 + 0.5).astype(np.uint8), "RGBA").save(folder / name)
-
-

@@ -4,12 +4,12 @@ The folder it fills:
 
     mesh.glb          textured mesh
     gaussian.ply      3D Gaussian splats
-    turntable.mp4     colour beside normals
+    turntable.mp4     colour beside normals (if frames were asked for, and there is an ffmpeg)
     transforms.json   the camera of each view, for the images in views/
     views/000.png     the views as the networks saw them: cut out, centred, square
     coverage.png      which parts of the texture were observed, inferred or invented (registered cameras only)
     coverage.glb      the mesh wearing that map
-    coverage.mp4      the same as a turntable
+    coverage.mp4      the same as a turntable (likewise)
     run.json          how it was made; written last, so its presence says that the folder is complete
 
 All of them share the glTF frame (y up).
@@ -43,6 +43,7 @@ from studio.stages import STAGES
 from studio.trust import trust_in_cameras
 from studio.write import camera_record, view_names, write_files
 from trellis.errors import InputError
+from trellis.renderers.turntable import EncoderError
 
 Emit = Callable[[Progress | Note], None]
 
@@ -141,13 +142,22 @@ class Run:
             recipe.add_surface(self.plan)
             if job.settings.texture_source == "photographs" and not recipe.paints_photographs(job.settings):
                 self.note("These networks do not place the photos around the object; its colours come from the splats.")
-            for name in ("latent", "decode", "mesh", "bake", "video"):
+            for name in ("latent", "decode", "mesh", "bake"):
                 recipe[name].ensure()
             self._tell_stated_cameras()
-            counts = write_files(self, recipe, job, self._engine, staging)
+            film = self._film(recipe["video"])
+            counts = write_files(self, recipe, film, job, self._engine, staging)
             publish(staging, job.out_dir)
         settings = self.plan.settings
         return Result(job.out_dir, settings, self.elapsed(), counts, tuple(self.cached), tuple(self.notes))
+
+    def _film(self, video: Output) -> bytes:
+        """The turntable, or nothing: an asset is worth having without it."""
+        try:
+            return video.value()
+        except EncoderError as error:
+            self.note(f"There is no turntable video. {error}")
+            return b""
 
     def _look_again(self, voxels: int) -> None:
         """Predict anew for the stages to come, now that the number of voxels is known."""

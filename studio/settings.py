@@ -160,9 +160,9 @@ class ReconstructSettings(Settings):
     )
     video_frames: int = choice(
         "Turntable frames",
-        "Pictures of the turntable video, 15 a second; filming them takes a good part of the time.",
+        "Pictures of the turntable video, 15 a second; filming them takes a good part of the time. 0: no video.",
         default=120,
-        ge=2,
+        ge=0,
         le=240,
     )
     video_size: int = choice(

@@ -256,10 +256,13 @@ def _photographs(prepared: Sequence[PreparedView], cameras: Cameras) -> Photogra
     return Photographs(images, cameras, alphas)
 
 
-def video(
-    gaussian: Gaussian, decoded: MeshExtractResult, settings: ReconstructSettings, report: Report
-) -> bytes:
-    """The turntable as MP4: colours of the splats beside the normals of the mesh."""
+def video(gaussian: Gaussian, decoded: MeshExtractResult, settings: ReconstructSettings, report: Report) -> bytes:
+    """The turntable as MP4: colours of the splats beside the normals of the mesh. Empty if no frames are asked for.
+
+    Raises EncoderError if ffmpeg is missing or failed.
+    """
+    if not settings.video_frames:
+        return b""
     places = turntable(settings.video_frames, size=settings.video_size)
     uncolored = replace(decoded, vertex_attrs=None)
 
@@ -276,7 +279,7 @@ def video(
 
 
 def video_bytes(frames: Iterable[np.ndarray]) -> bytes:
-    """An MP4 of frames [H, W, 3] uint8 of even height and width."""
+    """An MP4 of frames [H, W, 3] uint8 of even height and width. Raises EncoderError."""
     with tempfile.TemporaryDirectory(prefix="reconstudio-video-") as folder:
         file = Path(folder) / "video.mp4"
         encode_video(file, frames)

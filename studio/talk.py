@@ -54,7 +54,8 @@ class TextTalk:
 
     def done(self, result: Result) -> None:
         reused = f" ({len(result.cached)} stages were there already)" if result.cached else ""
-        others = ", ".join(path.name for path in (result.gaussian, result.turntable, result.transforms, result.run))
+        beside = (result.gaussian, result.turntable, result.transforms, result.run)
+        others = ", ".join(path.name for path in beside if path is not None)
         typer.echo(
             f"Finished in {result.seconds:.0f} s{reused}: {result.counts['triangles']} triangles in {result.mesh}, "
             f"with {others} beside it."

@@ -39,19 +39,19 @@ if TYPE_CHECKING:
     from studio.runner import Run
 
 
-def write_files(run: Run, recipe: Recipe, job: Job, engine: Engine, folder: Path) -> dict[str, int]:
-    """Run the stages "report" and "write" of a job; returns how large things came out."""
+def write_files(run: Run, recipe: Recipe, film: bytes, job: Job, engine: Engine, folder: Path) -> dict[str, int]:
+    """Run the stages "report" and "write" of a job; returns how large things came out. film: MP4, empty for none."""
     settings, frame = run.plan.settings, recipe.camera_frame
     prepared = recipe["prepare"].value()
     cameras = recipe.cameras()
     coords = recipe["structure"].value()
     gaussian, decoded = recipe["decode"].value()
-    asset, film = recipe["bake"].value(), recipe["video"].value()
+    asset = recipe["bake"].value()
     registered = frame == "object"
     quality = run.timed(
         "report",
         partial(_check, asset, recipe["mesh"].value().hausdorff, gaussian, cameras if registered else None, prepared,
-                settings, folder),
+                settings, bool(film), folder),
     )  # fmt: skip
 
     def write(report: stages.Report) -> list[str]:
@@ -60,7 +60,8 @@ def write_files(run: Run, recipe: Recipe, job: Job, engine: Engine, folder: Path
         quality["mesh"]["file_bytes"] = (folder / MESH).stat().st_size
         report(1, 4)
         gaussian.save_ply(folder / SPLATS, frame="gltf")
-        (folder / VIDEO).write_bytes(film)
+        if film:
+            (folder / VIDEO).write_bytes(film)
         report(2, 4)
         view_files = _save_views(prepared, folder)
         write_json(folder / CAMERAS, camera_record(cameras, view_files, frame))
@@ -83,9 +84,7 @@ def write_files(run: Run, recipe: Recipe, job: Job, engine: Engine, folder: Path
         "decoded_triangles": len(decoded.faces),
         "triangles": len(asset.faces),
     }
-    files = {
-        path.relative_to(folder).as_posix(): sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()
-    }
+    files = {path.relative_to(folder).as_posix(): sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
     run.seconds["write"] += time.monotonic() - started
     record = run_record(
         engine=engine,
@@ -110,7 +109,7 @@ def write_files(run: Run, recipe: Recipe, job: Job, engine: Engine, folder: Path
 
 def _check(
     asset: Any, hausdorff: float, gaussian: Any, cameras: Cameras | None, prepared: list[Any], settings: Any,
-    folder: Path, report: stages.Report,
+    filmed: bool, folder: Path, report: stages.Report,
 ) -> dict[str, Any]:  # fmt: skip
     """Measure the asset; pictures go to the folder. Without registered cameras only the mesh can be looked at."""
     total = len(prepared) + 2
@@ -129,9 +128,10 @@ def _check(
         Image.fromarray(covered.picture).save(folder / COVERAGE_MAP)
         replace(asset, texture=covered.picture).export(folder / COVERAGE_MESH)
         np.savez_compressed(folder / COVERAGE_DATA, classes=covered.classes, seen_by=covered.seen_by)
-        # A quarter of the turntable's frames at half its size: a map of colours needs no more.
-        frames = coverage.turntable_frames(asset, covered, max(2, settings.video_frames // 4), _side(settings))
-        (folder / COVERAGE_VIDEO).write_bytes(stages.video_bytes(frames))
+        if filmed:
+            # A quarter of the turntable's frames at half its size: a map of colours needs no more.
+            frames = coverage.turntable_frames(asset, covered, max(2, settings.video_frames // 4), _side(settings))
+            (folder / COVERAGE_VIDEO).write_bytes(stages.video_bytes(frames))
         quality["coverage"] = {"shares": covered.shares, "observed_by_view": covered.by_view,
                                "colors": {name: list(color) for name, color in coverage.COLORS.items()}}  # fmt: skip
     report(total, total)

@@ -109,7 +109,7 @@ class Api:
         seed: int = 0,
         settings: dict[str, Any] | None = None,
         request: gr.Request = None,
-    ) -> tuple[str, str, str, dict[str, Any]]:
+    ) -> tuple[str, str, str | None, dict[str, Any]]:
         """Turn photos of one object into a textured 3D model.
 
         Args:
@@ -119,13 +119,15 @@ class Api:
             settings: further settings by name, for instance {"texture_size": 2048}.
 
         Returns:
-            The model as GLB, the Gaussian splats as PLY, a turntable as MP4, and the report of the run.
+            The model as GLB, the Gaussian splats as PLY, a turntable as MP4 (null if no frames were asked for),
+            and the report of the run.
         """
         with _told(), self._sessions.guest(request.session_hash) as session:
             chosen = make_settings({**(settings or {}), "seed": seed}, apply_preset(preset, self._service.defaults))
             key, folder = self._sessions.new_run(session)
             result = await self._run(make_job(photos, chosen, folder, formats=FORMATS, user=session.key), Result)
-        return str(result.mesh), str(result.gaussian), str(result.turntable), _report(result, key)
+        film = None if result.turntable is None else str(result.turntable)
+        return str(result.mesh), str(result.gaussian), film, _report(result, key)
 
     async def find_cameras(self, photos: list[str], request: gr.Request = None) -> dict[str, Any]:
         """Find out where each photo of an object was taken from, without making a model.

@@ -99,8 +99,15 @@ class FollowedSweep(Followed):
             folder = cell.job.out_dir
             cards.append(
                 sheet.Card(
-                    varied, folder / VIDEO, scores[index], times[index], records[index]["counts"]["triangles"],
-                    (folder / MESH).stat().st_size, bargain=index == bargain, key=key,
+                    varied,
+                    state.turntable,
+                    scores[index],
+                    times[index],
+                    records[index]["counts"]["triangles"],
+                    (folder / MESH).stat().st_size,
+                    "No video",
+                    index == bargain,
+                    key,
                 )  # fmt: skip
             )
         return cards
@@ -243,7 +250,7 @@ class ComparePage:
 
     def _exports(self, session: Session, work: FollowedSweep) -> str:
         """Write the files to hand on; links to them."""
-        cards = [card for card in work.cards() if card.video is not None]
+        cards = [card for card in work.cards() if card.finished]
         if not cards:
             return ""
         folder = self._sessions.new_folder(session, "sheet")

@@ -71,6 +71,8 @@ class ResultView:
         )
 
     def turntable(self) -> str:
+        if not (self._folder / VIDEO).is_file():
+            return fragments.hint("No turntable was filmed.")
         return (
             f'<video id="turntable" src="{self._at(VIDEO)}" autoplay loop muted playsinline controls '
             'aria-label="Turntable of the model"></video>'
@@ -89,7 +91,7 @@ class ResultView:
             cards.append(
                 f'<figure><studio-slider before="{self._at(view["file"])}" after="{self._at(render)}" '
                 'before-label="Photo" after-label="Model"></studio-slider>'
-                f'<figcaption><b>{number + 1}. {escape(view["name"])}</b>'
+                f"<figcaption><b>{number + 1}. {escape(view['name'])}</b>"
                 f"<span>{_scores(scores['mesh'])}</span></figcaption></figure>"
             )
         return (
@@ -137,11 +139,16 @@ class ResultView:
             f'<li><i style="background:{paint(name)}"></i><b>{shares[name]:.0%} {title.lower()}</b> {what}</li>'
             for name, title, what in _CLASSES
         )
+        film = ""
+        if (self._folder / COVERAGE_VIDEO).is_file():
+            film = (
+                f'<video src="{self._at(COVERAGE_VIDEO)}" autoplay loop muted playsinline '
+                'aria-label="Map of what is known, turning"></video>'
+            )
         return (
             '<section class="coverage"><h3>What the photos show of it</h3>'
             f'<div class="shares" role="img" aria-label="{shares["observed"]:.0%} observed">{bar}</div>'
-            f'<div class="beside"><video src="{self._at(COVERAGE_VIDEO)}" autoplay loop muted playsinline '
-            f'aria-label="Map of what is known, turning"></video><ul class="legend">{legend}</ul></div></section>'
+            f'<div class="beside">{film}<ul class="legend">{legend}</ul></div></section>'
         )
 
     def _health(self) -> str:
@@ -161,8 +168,11 @@ class ResultView:
             ("Open edges", "boundary edges", f"{mesh['boundary_edges']:,}"),
             ("Tangled edges", "non-manifold edges: more than two faces", f"{mesh['non_manifold_edges']:,}"),
             ("Turned faces", "faces that wind against their piece", f"{mesh['flipped_faces']:,}"),
-            ("Moved by", "Hausdorff distance to the mesh before simplification, in parts of the frame's side",
-             _parts(mesh["hausdorff"])),
+            (
+                "Moved by",
+                "Hausdorff distance to the mesh before simplification, in parts of the frame's side",
+                _parts(mesh["hausdorff"]),
+            ),
             ("Texture", "base colour, pixels a side", f"{mesh['texture_size']:,}"),
             ("Texture in use", "share of the UV square that charts cover", f"{mesh['uv_coverage']:.0%}"),
             ("Texture charts", "UV islands", f"{mesh['charts']:,}"),

@@ -34,9 +34,9 @@ class Card:
 
     Attributes:
         varied: the values of the axes, in their order.
-        video: the turntable; None before it is there.
+        video: the turntable; None before it is there, or if it could not be filmed.
         psnr (dB), seconds, triangles, bytes: None before they are known.
-        state: a word or two while there is no result.
+        state: a word or two in the place of the video.
         bargain: the cheapest of those nearly as good as the best.
         key: of the run on the shelf, "" in a file.
     """
@@ -50,6 +50,10 @@ class Card:
     state: str = ""
     bargain: bool = False
     key: str = ""
+
+    @property
+    def finished(self) -> bool:
+        return self.triangles is not None
 
 
 def title_of(setting: Setting) -> str:
@@ -90,7 +94,7 @@ def page(title: str, axes: Sequence[Axis], cards: Sequence[Card]) -> str:
 
     head = "".join(f"<th>{escape(name)}</th>" for name in _columns(axes))
     rows = "".join(
-        f'<tr{" class=best" if card.bargain else ""}>'
+        f"<tr{' class=best' if card.bargain else ''}>"
         + "".join(f"<td>{escape(_shown(value))}</td>" for value in _row(card))
         + "</tr>"
         for card in cards
@@ -138,7 +142,7 @@ def _card(axes: Sequence[Axis], card: Card, source: Callable[[Card], str]) -> st
         mark = f'<span class="bargain" title="Cheapest within {GOOD_ENOUGH:g} dB of the best">Best value</span>'
     act = (
         f'<button type="button" class="link" data-act="open" data-id="{escape(card.key)}">Open</button>'
-        if card.key and card.video is not None
+        if card.key and card.finished
         else ""
     )
     best = " best" if card.bargain else ""

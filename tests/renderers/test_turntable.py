@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import sys
+
 import imageio_ffmpeg
 import numpy as np
 import pytest
 
 from trellis.errors import InputError
-from trellis.renderers.turntable import FPS, write_video
+from trellis.renderers.turntable import FPS, EncoderError, write_video
 
 
 def gradient_frames(count: int, height: int, width: int, shift: int = 0) -> list[np.ndarray]:
@@ -54,3 +56,22 @@ def test_frames_that_make_no_video_are_refused(tmp_path, name, color, normal, se
     with pytest.raises(InputError, match=sentence):
         write_video(tmp_path / name, color, normal)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("script", ["exit 3", None])
+def test_without_a_working_ffmpeg_the_encoder_is_to_blame(tmp_path, monkeypatch, script):
+    program = tmp_path / "ffmpeg"
+    if script is not None:
+        program.write_text(f"#!/bin/sh\n{script}\n")
+        program.chmod(0o755)
+    monkeypatch.setattr(imageio_ffmpeg, "get_ffmpeg_exe", lambda: str(program))
+    monkeypatch.setattr("imageio_ffmpeg._io.get_ffmpeg_exe", lambda: str(program))
+    with pytest.raises(EncoderError, match="encoder"):
+        write_video(tmp_path / "out" / "turn.mp4", gradient_frames(200, 256, 256))
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_missing_ffmpeg_is_named_with_its_package(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+    with pytest.raises(EncoderError, match="the package imageio-ffmpeg brings one"):
+        write_video(tmp_path / "turn.mp4", gradient_frames(2, 8, 8))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from pathlib import Path
 
@@ -100,6 +101,15 @@ def test_what_cannot_be_made_better_comes_back_byte_by_byte(scene, engine, tmp_p
     assert not result.helped and "did not help" in result.message and "unchanged" in result.message
     assert result.mesh.read_bytes() == job.asset.read_bytes() and result.environment is None
     assert all(view.psnr_before == view.psnr_after for view in result.views)
+
+
+@pytest.mark.parametrize("frames", [0, 2])
+def test_a_refined_asset_comes_without_videos_too(scene, engine, tmp_path, monkeypatch, frames):
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+    settings = make_settings({"video_frames": frames}, QUICK)
+    result = run_refine(make_refine_job(scene / "asset.glb", settings, tmp_path / "out", cameras=scene), engine)
+    assert result.helped and result.relit == {} and result.mesh.is_file()
+    assert [("ffmpeg" in note) for note in result.notes] == ([True] if frames else [])
 
 
 def test_a_finished_loop_is_not_run_again(scene, engine, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -217,6 +218,26 @@ def test_the_report_says_how_well_it_agrees_and_what_was_seen(first):
     for value in (f"{1000 * mesh['hausdorff']:.1f} &permil;", f"{mesh['texels_per_unit']:,.0f}", "no", "512",
                   f"{mesh['uv_coverage']:.0%}", fragments.size(mesh["file_bytes"])):  # fmt: skip
         assert f"<dd>{value}</dd>" in shown
+
+
+def test_no_frames_make_no_videos(first, engine, quick, cache, tmp_path):
+    history = History(tmp_path / "history.jsonl")
+    unfilmed = make_settings({"video_frames": 0}, quick)
+    result = run_job(make_job(tiny_views(2), unfilmed, tmp_path / "out"), engine, cache=cache, history=history)
+    assert result.turntable is None and not list(result.folder.rglob("*.mp4")) and result.notes == ()
+    assert result.mesh.read_bytes() == first[0].mesh.read_bytes() and (result.folder / "coverage.png").is_file()
+    page = ResultView("key", result.folder)
+    assert "No turntable" in page.turntable() and ".mp4" not in page.checks() + page.files()
+
+
+def test_without_ffmpeg_everything_but_the_videos_is_there(first, engine, quick, cache, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+    result = again(engine, quick, cache, tmp_path, video_frames=4)
+    assert result.turntable is None and not list(tmp_path.rglob("*.mp4"))
+    assert "ffmpeg" in result.notes[0] and json.loads(result.run.read_text())["notes"] == list(result.notes)
+    assert result.mesh.read_bytes() == first[0].mesh.read_bytes()
+    monkeypatch.undo()
+    assert again(engine, quick, cache, tmp_path, video_frames=4).turntable is not None  # its absence is not kept
 
 
 def test_further_formats_are_written_too(engine, quick, cache, tmp_path):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from itertools import chain
 from os import PathLike
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,10 @@ from trellis.renderers.cameras import Cameras
 from trellis.representations.gaussian import Gaussian
 
 FPS = 15
+
+
+class EncoderError(RuntimeError):
+    """No video came out because ffmpeg is missing or failed; the message is a sentence."""
 
 
 def gaussian_frames(
@@ -92,6 +97,7 @@ def write_video(
 
     Raises:
         InputError: no frames, frames that do not fit together, or another file ending.
+        EncoderError: ffmpeg is missing or failed.
     """
     encode_video(path, _side_by_side(color, normal), fps, quality)
 
@@ -101,15 +107,14 @@ def encode_video(path: str | PathLike[str], frames: Iterable[np.ndarray], fps: f
 
     An exception of `frames` ends the encoder, leaves no file, and reaches the caller. The rest is as in `write_video`.
     """
-    import imageio_ffmpeg
-
     if not str(path).lower().endswith(".mp4"):
         raise InputError(f"The video is written as MP4, so the file name must end in .mp4, not {str(path)!r}.")
+    encoder = _encoder()
     frames = iter(frames)
     first = next(frames)
     height, width = first.shape[:2]
     with replacing(path) as temporary:
-        writer = imageio_ffmpeg.write_frames(
+        writer = encoder.write_frames(
             str(temporary),
             (width, height),
             fps=fps,
@@ -121,14 +126,32 @@ def encode_video(path: str | PathLike[str], frames: Iterable[np.ndarray], fps: f
             output_params=["-crf", str(quality), "-preset", "veryfast", "-movflags", "+faststart"],
             ffmpeg_log_level="error",
         )
-        writer.send(None)
         try:
+            _send(writer, None)
             for frame in chain([first], frames):
-                writer.send(np.ascontiguousarray(frame))
+                _send(writer, np.ascontiguousarray(frame))
         finally:
             writer.close()
         if temporary.stat().st_size == 0:
-            raise RuntimeError("The video encoder wrote nothing.")
+            raise EncoderError("The video encoder wrote nothing.")
+
+
+def _encoder() -> ModuleType:
+    """imageio_ffmpeg, if it finds an ffmpeg. Raises EncoderError."""
+    try:
+        import imageio_ffmpeg
+
+        imageio_ffmpeg.get_ffmpeg_exe()
+    except (ImportError, RuntimeError) as error:
+        raise EncoderError("There is no ffmpeg to write videos with; the package imageio-ffmpeg brings one.") from error
+    return imageio_ffmpeg
+
+
+def _send(writer: Generator[None, Any, None], frame: np.ndarray | None) -> None:
+    try:
+        writer.send(frame)
+    except OSError as error:  # it could not be started, or ended in between
+        raise EncoderError(f"The video encoder failed: {error}.") from error
 
 
 def _side_by_side(color: Sequence[np.ndarray], normal: Sequence[np.ndarray] | None) -> list[np.ndarray]:
