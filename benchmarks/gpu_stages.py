@@ -25,7 +25,7 @@ from trellis.representations.flexicubes import cubes_to_mesh
 # What the original's app asks for: the settings of the reference measurements.
 STRUCTURE = {"steps": 30, "cfg_strength": 7.5, "cfg_interval": (0.6, 1.0), "guidance_rescale": 0.7, "rescale_t": 5.0}
 LATENT = {"steps": 12, "cfg_strength": 3.0, "cfg_interval": (0.6, 1.0), "guidance_rescale": 0.5, "rescale_t": 3.0}
-PLAIN = {"attention": "sdpa", "sparse_convolution": "torch", "norms": "torch"}
+PLAIN = {"attention": "sdpa", "sparse_convolution": "torch", "norms": "torch", "feed_forward": "torch"}
 
 Comparable = Tensor | list[Tensor]
 

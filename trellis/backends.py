@@ -47,6 +47,7 @@ class Candidate:
 # reference of their device are used only by name.
 NEEDS: dict[str, tuple[Candidate, ...]] = {
     "attention": (
+        Candidate("cudnn", "trellis.modules.attention_cudnn", ("cuda",), "BSD-3-Clause"),
         Candidate("sdpa", "trellis.modules.attention_sdpa", ("cpu", "cuda"), "BSD-3-Clause"),
         Candidate("flash-attn", "trellis.modules.attention_flash", ("cuda",), "BSD-3-Clause", "flash_attn"),
         Candidate("xformers", "trellis.modules.attention_xformers", ("cuda",), "BSD-3-Clause", "xformers"),
@@ -59,6 +60,10 @@ NEEDS: dict[str, tuple[Candidate, ...]] = {
     "norms": (
         Candidate("triton", "trellis.modules.norms_triton", ("cuda",), "Apache-2.0", "triton"),
         Candidate("torch", "trellis.modules.norms_torch", ("cpu", "cuda"), "BSD-3-Clause"),
+    ),
+    "feed_forward": (
+        Candidate("cublaslt", "trellis.modules.gelu_cublaslt", ("cuda",), "BSD-3-Clause"),
+        Candidate("torch", "trellis.modules.gelu_torch", ("cpu", "cuda"), "BSD-3-Clause"),
     ),
     "gaussian_splatting": (
         Candidate("gsplat", "trellis.renderers.gaussian_gsplat", ("cuda",), "Apache-2.0", "gsplat"),

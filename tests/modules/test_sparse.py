@@ -20,6 +20,8 @@ from trellis.modules.sparse import (
 )
 from trellis.modules.sparse.attention import (
     SparseCrossAttention,
+    in_windows,
+    places,
     sample_segments,
     segment_attention,
     window_ids,
@@ -145,6 +147,27 @@ def test_attention_equals_a_loop_over_segments(counts):
         probe = torch.linspace(-1, 1, out.numel()).view_as(out)
         actual_grad, expected_grad = (torch.autograd.grad((y * probe).sum(), qkv)[0] for y in (out, expected))
         assert_close(actual_grad, expected_grad)
+
+
+def test_attention_needs_no_gathering_where_voxels_lie_in_windows():
+    x = random_tensor([100, 3, 70], 3 * 2 * 4)
+    qkv = x.feats.view(-1, 3, 2, 4)
+    expected = attention_by_loop(qkv, window_ids(x.sites, 3, 1))
+    ordered, order = in_windows(x.sites, 3, 1), window_segments(x.sites, 3, 1).order
+    assert torch.equal(ordered.coords, x.coords[order]) and ordered.counts == x.sites.counts
+    segments = window_segments(ordered, 3, 1)
+    assert segments.order is None and segments.inverse is None
+    assert_close(segment_attention(qkv[order], segments), expected[order])
+
+
+@pytest.mark.parametrize("before", [None, (3, 0), (3, 1)])
+@pytest.mark.parametrize("after", [None, (3, 0), (3, 1)])
+def test_rows_move_between_the_orders_of_windows(before, after):
+    x = random_tensor([60, 7], 1)
+    old, new = (x.sites if window is None else in_windows(x.sites, *window) for window in (before, after))
+    place = places(x.sites, before, after)
+    moved = old.coords if place is None else torch.empty_like(old.coords).index_copy(0, place, old.coords)
+    assert torch.equal(moved, new.coords)
 
 
 def test_samples_without_voxels_are_harmless():

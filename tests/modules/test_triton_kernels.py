@@ -152,3 +152,56 @@ def test_norms_leave_gradients_to_the_reference(device):
     inputs = [x.feats.requires_grad_(), weight, bias]
     outs = (m.group_norm(x.feats, x.sites, 4, weight, bias, 1e-5, True) for m in (norms_triton, norms_torch))
     assert_same_gradients(*outs, inputs)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("shape", [(3, 5, 24), (7, 24)])
+def test_residual_sums_and_norms_in_one_pass(device, dtype, shape):
+    from trellis.modules import norms_triton
+
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*size: int) -> torch.Tensor:
+        return (2 + torch.randn(*size, generator=generator)).to(device, dtype)
+
+    x, branch = draw(*shape), draw(*shape)
+    # The chunks of one modulation: [B, 1, C] for [B, n, C], or a row for each voxel.
+    rows = draw(shape[0], 6 * shape[-1])
+    gate, scale, shift = (rows if len(shape) == 2 else rows[:, None]).chunk(6, dim=-1)[:3]
+    parts = [branch[:1], draw(shape[-1]).expand(shape[0] - 1, *shape[1:])]  # the second is one row for all
+    weight, bias = torch.linspace(-1, 2, 48, device=device).view(2, 24)
+    calls = {
+        "add_branch": [(x, branch), (x, branch, gate)],
+        "modulated_norm": [(x, scale, shift, 1e-6)],
+        "add_and_modulated_norm": [(x, [branch], gate, scale, shift, 1e-6), (x, parts, None, scale, shift, 1e-6),
+                                   (x, parts, gate, scale, shift, 1e-6)],
+        "add_and_norm": [(x, [branch], gate, weight, bias, 1e-6), (x, parts, None, None, None, 1e-6)],
+    }  # fmt: skip
+    tolerance = {"atol": 2e-5, "rtol": 1e-4} if dtype == torch.float32 else {"atol": 2e-2, "rtol": 4e-3}
+    for name, cases in calls.items():
+        for case in cases:
+            actual, expected = (getattr(module, name)(*case) for module in (norms_triton, norms_torch))
+            torch.testing.assert_close(actual, expected, **tolerance)
+    if len(shape) == 2:
+        place = torch.randperm(len(x), generator=generator).to(device)
+        moved = norms_triton.add_branch(x, branch, None, place)
+        assert torch.equal(moved[place], norms_triton.add_branch(x, branch))
+        assert torch.equal(moved, norms_torch.add_branch(x, branch, None, place))
+
+
+def test_residual_sums_and_norms_pass_gradients_on(device):
+    from trellis.modules import norms_triton
+
+    generator = torch.Generator().manual_seed(0)
+    x, branch = torch.randn(2, 2, 5, 24, generator=generator).to(device).requires_grad_().unbind()
+    gate, scale, shift = torch.randn(3, 2, 1, 24, generator=generator).to(device).requires_grad_().unbind()
+    weight, bias = (torch.randn(24, generator=generator).to(device).requires_grad_() for _ in range(2))
+    inputs = [x, branch, gate, scale, shift, weight, bias]
+
+    def block(norms) -> torch.Tensor:
+        y, h = norms.add_and_norm(x, [branch], gate, weight, bias, 1e-6)
+        y, h = norms.add_and_modulated_norm(y, [h[:1], h[1:]], None, scale, shift, 1e-6)
+        return norms.add_branch(norms.modulated_norm(y, scale, shift, 1e-6), h, gate)
+
+    assert_same_gradients(block(norms_triton), block(norms_torch), inputs)

@@ -142,6 +142,15 @@ class MultiHeadAttention(nn.Module):
         """`[B, heads, L, head_dim] -> [B, L, channels]`, through the output projection."""
         return self.to_out(heads.transpose(1, 2).flatten(-2))
 
+    def parts(self, x: Tensor, context: Tensor | ZeroCondition | LayerContext) -> list[Tensor]:
+        """The output of `forward` in parts along the batch, one for each of stacked contexts, each as it comes: the
+        constant one of a zero condition takes no memory until it is added.
+        """
+        if not isinstance(context, BatchedContext):
+            return [self(x, context)]
+        rows = x.split(context.sizes)
+        return [self(part, ctx) for part, ctx in zip(rows, context.parts, strict=True)]
+
     def forward(self, x: Tensor, context: Tensor | ZeroCondition | LayerContext | None = None) -> Tensor:
         """Attend from `x [B, L, channels]` to itself (`context` None) or to a context in any of its forms."""
         if not self.is_cross:
@@ -151,8 +160,7 @@ class MultiHeadAttention(nn.Module):
         if isinstance(context, Tensor | ZeroCondition):
             context = self.precompute(context)
         if isinstance(context, BatchedContext):
-            rows = x.split(context.sizes)
-            return torch.cat([self(part, ctx) for part, ctx in zip(rows, context.parts, strict=True)])
+            return torch.cat(self.parts(x, context))
         if isinstance(context, ConstantContext):
             return context.output.expand(x.shape)
         if not isinstance(context, ProjectedContext):

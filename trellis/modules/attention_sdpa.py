@@ -51,7 +51,7 @@ def _padded_attention(qkv: Tensor, segments: Segments) -> Tensor:
 def _can_pack(qkv: Tensor, segments: Segments) -> bool:
     """The packed kernels take half precision only; a single segment is dense attention anyway."""
     half = qkv.dtype in (torch.float16, torch.bfloat16)
-    return half and qkv.is_cuda and len(segments.lengths) > 1 and qkv.shape[-1] % 8 == 0 and not qkv.requires_grad
+    return half and qkv.is_cuda and not segments.is_single and qkv.shape[-1] % 8 == 0 and not qkv.requires_grad
 
 
 @functools.lru_cache(maxsize=1)

@@ -28,7 +28,7 @@ def attend_voxels(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -
 
 def attend_segments(qkv: Tensor, segments: Segments) -> Tensor:
     """See `attention_sdpa.attend_segments`."""
-    if len(segments.lengths) == 1:
+    if segments.is_single:
         q, k, v = (x.transpose(0, 1)[None] for x in qkv.unbind(1))
         return attend(q, k, v)[0].transpose(0, 1)
     bias = BlockDiagonalMask.from_seqlens(segments.lengths)

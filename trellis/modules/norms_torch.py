@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,59 @@ def rms_norm_heads(x: Tensor, gamma: Tensor) -> Tensor:
 def row_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """Layer norm over the last axis: ``x [..., C]``, `weight` and `bias` ``[C]``; dtype kept."""
     return F.layer_norm(x.float(), x.shape[-1:], weight.float(), bias.float(), eps).to(x.dtype)
+
+
+def add_branch(x: Tensor, branch: Tensor, gate: Tensor | None = None, place: Tensor | None = None) -> Tensor:
+    """``x + branch``, or ``x + gate * branch``: the residual sum.
+
+    Args:
+        x, branch: ``[B, n, C]`` or ``[N, C]``.
+        gate: ``[B, 1, C]`` or ``[N, C]``.
+        place: ``[N]`` int64 for ``x [N, C]``, a permutation: row r of the sum becomes row ``place[r]`` of the result.
+    """
+    out = x + branch if gate is None else torch.addcmul(x, gate, branch)
+    return out if place is None else torch.empty_like(out).index_copy(0, place, out)
+
+
+def modulated_norm(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
+    """``norm(x) * (1 + scale) + shift``, adaptive layer norm: `scale` and `shift` are shaped like a gate."""
+    return torch.addcmul(shift, _plain_norm(x, eps), 1 + scale)
+
+
+def add_and_modulated_norm(
+    x: Tensor, branches: Sequence[Tensor], gate: Tensor | None, scale: Tensor, shift: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """`add_branch`, and the `modulated_norm` of the sum.
+
+    Args:
+        branches: what is added, in parts along the first axis; a part may be one row expanded to many.
+        x, gate, scale, shift, eps: as above.
+    """
+    x = add_branch(x, _joined(branches), gate)
+    return x, modulated_norm(x, scale, shift, eps)
+
+
+def add_and_norm(
+    x: Tensor,
+    branches: Sequence[Tensor],
+    gate: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    norm: Callable[[Tensor, Tensor, Tensor, float], Tensor] = row_norm,
+) -> tuple[Tensor, Tensor]:
+    """`add_branch`, and the `row_norm` of the sum; without `weight` and `bias` the norm has neither."""
+    x = add_branch(x, _joined(branches), gate)
+    return x, _plain_norm(x, eps) if weight is None else norm(x, weight, bias, eps)
+
+
+def _plain_norm(x: Tensor, eps: float) -> Tensor:
+    """Torch's own kernel keeps float32 statistics of half-precision input."""
+    return F.layer_norm(x, x.shape[-1:], None, None, eps).to(x.dtype)
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 def norm_and_rotate(x: Tensor, weight: Tensor, bias: Tensor, eps: float, table: RotaryTable) -> Tensor:

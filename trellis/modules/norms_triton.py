@@ -14,10 +14,14 @@ from torch import Tensor
 
 from . import norms_torch
 from .head_norms_triton import norm_and_rotate, rms_norm_heads
+from .residual_norm_triton import add_and_modulated_norm, add_and_norm, add_branch, modulated_norm
 from .row_norm_triton import row_norm
 from .sparse.tensor import Sites
 
-__all__ = ["group_norm", "norm_and_rotate", "rms_norm_heads", "row_norm", "self_test"]
+__all__ = [
+    "add_and_modulated_norm", "add_and_norm", "add_branch", "group_norm", "modulated_norm", "norm_and_rotate",
+    "rms_norm_heads", "row_norm", "self_test",
+]  # fmt: skip
 
 _CHUNK = 1024  # rows of one partial sum of the group norm
 _TILE = 32
@@ -89,6 +93,13 @@ def self_test(device: Any) -> None:
         row_norm(x, *torch.ones(2, 16, device=device), 1e-5)
         table = torch.ones(2, 4, 16, device=device).unbind()
         norm_and_rotate(x.transpose(0, 1)[None], *torch.ones(2, 16, device=device), 1e-5, table)
+        gate = x[:2, :1]  # [2, 1, 16] for x [2, 4, 16]
+        tokens = x.view(2, 4, 16)
+        add_branch(tokens, tokens, gate)
+        add_branch(x.view(8, 16), x.view(8, 16), place=torch.arange(8, device=device))
+        modulated_norm(tokens, gate, gate, 1e-5)
+        add_and_modulated_norm(tokens, [tokens], None, gate, gate, 1e-5)
+        add_and_norm(tokens, [tokens], gate, *torch.ones(2, 16, device=device), 1e-5)
     sites = Sites(torch.tensor([[0, 0, 0, 0], [0, 0, 0, 1]], dtype=torch.int32, device=device))
     group_norm(torch.ones(2, 32, device=device), sites, 4, None, None, 1e-5, True)
 

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from trellis import backends
+
 from .attention import LayerContext, MultiHeadAttention
 from .norm import LayerNorm32
 
@@ -27,7 +29,8 @@ class FeedForwardNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., channels] -> [..., channels]`."""
-        return self.mlp(x)
+        first, _, last = self.mlp
+        return last(backends.of("feed_forward", x.device).linear_gelu(x, first.weight, first.bias))
 
 
 class TransformerCrossBlock(nn.Module):
@@ -57,7 +60,6 @@ class TransformerCrossBlock(nn.Module):
         self.use_checkpoint = use_checkpoint
         self.norm1 = LayerNorm32(channels, eps=NORM_EPS, elementwise_affine=False)
         self.norm2 = LayerNorm32(channels, eps=NORM_EPS, elementwise_affine=True)
-        self.norm3 = LayerNorm32(channels, eps=NORM_EPS, elementwise_affine=False)
         self.self_attn = MultiHeadAttention(channels, num_heads, qk_rms_norm=qk_rms_norm)
         self.cross_attn = MultiHeadAttention(
             channels, num_heads, ctx_channels=ctx_channels, qk_rms_norm=qk_rms_norm_cross
@@ -65,9 +67,10 @@ class TransformerCrossBlock(nn.Module):
         self.mlp = FeedForwardNet(channels, mlp_ratio)
 
     def _forward(self, x: Tensor, context: Tensor | LayerContext) -> Tensor:
-        x = x + self.self_attn(self.norm1(x))
-        x = x + self.cross_attn(self.norm2(x), context)
-        return x + self.mlp(self.norm3(x))
+        norms, affine = backends.of("norms", x.device), (self.norm2.weight, self.norm2.bias)
+        x, h = norms.add_and_norm(x, [self.self_attn(self.norm1(x))], None, *affine, NORM_EPS)
+        x, h = norms.add_and_norm(x, self.cross_attn.parts(h, context), None, None, None, NORM_EPS)
+        return norms.add_branch(x, self.mlp(h))
 
     def forward(self, x: Tensor, context: Tensor | LayerContext) -> Tensor:
         """`x [B, L, channels]`, context `[B, M, ctx_channels]` or prepared, `-> [B, L, channels]`."""
@@ -109,9 +112,11 @@ class ModulatedTransformerCrossBlock(TransformerCrossBlock):
         if not self.share_mod:
             mod = self.adaLN_modulation(mod)
         shift1, scale1, gate1, shift2, scale2, gate2 = mod.unsqueeze(1).chunk(6, dim=-1)  # [B, 1, channels] each
-        x = torch.addcmul(x, gate1, self.self_attn(modulate(self.norm1(x), scale1, shift1)))
-        x = x + self.cross_attn(self.norm2(x), context)
-        return torch.addcmul(x, gate2, self.mlp(modulate(self.norm3(x), scale2, shift2)))
+        norms, affine = backends.of("norms", x.device), (self.norm2.weight, self.norm2.bias)
+        h = self.self_attn(norms.modulated_norm(x, scale1, shift1, NORM_EPS))
+        x, h = norms.add_and_norm(x, [h], gate1, *affine, NORM_EPS)
+        x, h = norms.add_and_modulated_norm(x, self.cross_attn.parts(h, context), None, scale2, shift2, NORM_EPS)
+        return norms.add_branch(x, self.mlp(h), gate2)
 
     def forward(self, x: Tensor, mod: Tensor, context: Tensor | LayerContext) -> Tensor:
         """`x [B, L, channels]`, `mod [B, channels or 6 * channels]`, context `-> [B, L, channels]`."""
@@ -123,11 +128,6 @@ class ModulatedTransformerCrossBlock(TransformerCrossBlock):
 def make_modulation(channels: int) -> nn.Sequential:
     """Time embedding `[B, channels]` -> `[B, 6 * channels]`: shift, scale, gate of attention, then of feed-forward."""
     return nn.Sequential(nn.SiLU(), nn.Linear(channels, 6 * channels))
-
-
-def modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """``x * (1 + scale) + shift`` in one pass over `x`."""
-    return torch.addcmul(shift, x, 1 + scale)
 
 
 def init_linear_layers(module: nn.Module) -> None:

@@ -41,6 +41,7 @@ def _fill_kernel(screen, faces, nearest, height, width, near, TILE: tl.constexpr
         top = tl.ceil(tl.minimum(tl.maximum(low_y, 0.0), height.to(tl.float64))).to(tl.int32)
         right = tl.floor(tl.maximum(tl.minimum(high_x, width.to(tl.float64) - 1.0), -1.0)).to(tl.int32)
         bottom = tl.floor(tl.maximum(tl.minimum(high_y, height.to(tl.float64) - 1.0), -1.0)).to(tl.int32)
+        za, zb, zc = 1.0 / az, 1.0 / bz, 1.0 / cz
         rows = tl.arange(0, TILE)[:, None]
         columns = tl.arange(0, TILE)[None, :]
         tile_y = top
@@ -54,7 +55,7 @@ def _fill_kernel(screen, faces, nearest, height, width, near, TILE: tl.constexpr
                 ua = 1.0 - ub - uc
                 covered = (ua >= -1e-9) & (ub >= -1e-9) & (uc >= -1e-9)
                 covered &= (tile_y + rows <= bottom) & (tile_x + columns <= right)
-                inverse = (ua / az + ub / bz + uc / cz).to(tl.float32)
+                inverse = (ua * za + ub * zb + uc * zc).to(tl.float32)
                 key = (inverse.to(tl.int32, bitcast=True).to(tl.int64) << 32) | (0x7FFFFFFF - face.to(tl.int64))
                 tl.atomic_max(nearest + (tile_y + rows).to(tl.int64) * width + tile_x + columns, key, mask=covered)
                 tile_x += TILE
@@ -66,7 +67,11 @@ def find_visible(screen: Tensor, faces: Tensor, height: int, width: int, near: f
     points, triangles = screen.double().contiguous(), faces.to(screen.device, torch.int32).contiguous()
     nearest = torch.zeros(height, width, dtype=torch.int64, device=screen.device)
     if len(triangles):
-        _fill_kernel[(len(triangles),)](points, triangles, nearest, height, width, near, TILE=_TILE, num_warps=2)
+        # Multiplication and addition stay apart, rounded like the reference's: fused they move the edges of faces whose
+        # terms all but cancel.
+        _fill_kernel[(len(triangles),)](
+            points, triangles, nearest, height, width, near, TILE=_TILE, num_warps=2, enable_fp_fusion=False
+        )
     face_ids = torch.where(nearest > 0, _LAST - (nearest & _LAST), -1).int()
     return raster_images(points, triangles, face_ids)
 

@@ -7,6 +7,7 @@ from torch import nn
 from ...modules.embedding import AbsolutePositionEmbedder
 from ...modules.precision import MixedPrecisionModel
 from ...modules.sparse import SparseTensor
+from ...modules.sparse.attention import in_windows, places, window_segments
 from ...modules.sparse.transformer import SparseTransformerBlock
 from ...modules.transformer import init_linear_layers
 
@@ -72,8 +73,15 @@ class SparseTransformerBase(MixedPrecisionModel):
 
     def encode_voxels(self, x: SparseTensor) -> SparseTensor:
         """``[N, in_channels] -> [N, model_channels]`` in the precision of the blocks."""
-        feats = self.input_layer(x.feats) + self.pos_embedder(x.coords[:, 1:])  # added in float32, also under autocast
-        h = x.replace(feats).type(self.dtype)
-        for block in self.blocks:
-            h = block(h)
+        # Between the blocks the voxels lie in the order of the next block's windows: all but the attention treats each
+        # voxel alone, and the sum that ends a block can write its rows anywhere.
+        windows = [block.attn.window for block in self.blocks] + [None]
+        layouts = [x.sites if window is None else in_windows(x.sites, *window) for window in windows]
+        feats = x.feats
+        if windows[0] is not None:
+            feats = feats.index_select(0, window_segments(x.sites, *windows[0]).order)
+        feats = self.input_layer(feats) + self.pos_embedder(layouts[0].coords[:, 1:])  # in float32, also under autocast
+        h = SparseTensor(feats, sites=layouts[0]).type(self.dtype)
+        for index, block in enumerate(self.blocks):
+            h = block(h, layouts[index + 1], places(x.sites, windows[index], windows[index + 1]))
         return h

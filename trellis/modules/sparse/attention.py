@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from math import prod
 
 import torch
 from torch import Tensor
@@ -24,6 +27,8 @@ from ..attention import (
 )
 from .tensor import Sites, SparseTensor, encode
 
+Window = tuple[int, int]  # edge of the windows and shift, in voxels
+
 
 @dataclass(frozen=True)
 class Bucket:
@@ -35,47 +40,97 @@ class Bucket:
     mask: Tensor | None  # [W, 1, 1, L] bool, False where padding; None if there is none
 
 
-@dataclass(frozen=True)
 class Segments:
-    """A partition of the voxels into groups of mutual attention, padded in buckets or packed one after another."""
+    """A partition of the voxels into groups of mutual attention, packed one after another or padded in buckets.
 
-    buckets: list[Bucket]
-    position: Tensor | None  # [N] int64, place of each voxel in the concatenated buckets; None if there is one segment
-    lengths: list[int]  # voxels of each segment, none of them empty
-    offsets: Tensor  # [S + 1] int32, where each segment starts among the packed rows
-    order: Tensor | None  # [N] int64, the voxel of each packed row; None if that is the order of the voxels
-    inverse: Tensor | None  # [N] int64, the packed row of each voxel
+    Args:
+        offsets: ``[S + 1]`` int32, where each segment starts among the packed rows; a segment may be empty.
+        longest: voxels of the longest segment, at most.
+        order: ``[N]`` int64, the voxel of each packed row; None if that is the order of the voxels.
+        inverse: ``[N]`` int64, the packed row of each voxel, if there is an `order`.
+        lengths: voxels of each segment. Without them the host learns them from the device when it first needs them,
+            which packed attention never does.
+    """
+
+    def __init__(
+        self,
+        offsets: Tensor,
+        longest: int,
+        order: Tensor | None = None,
+        inverse: Tensor | None = None,
+        lengths: Sequence[int] | None = None,
+    ) -> None:
+        self.offsets, self.longest, self.order, self.inverse = offsets, longest, order, inverse
+        self._lengths = lengths
+
+    @property
+    def is_single(self) -> bool:
+        """Whether all voxels attend to each other."""
+        return len(self.offsets) == 2
+
+    @cached_property
+    def all_lengths(self) -> list[int]:
+        """Voxels of each segment, the empty ones included."""
+        return list(self._lengths) if self._lengths is not None else self.offsets.diff().tolist()
+
+    @property
+    def lengths(self) -> list[int]:
+        """Voxels of each segment that has any."""
+        return [length for length in self.all_lengths if length]
+
+    @property
+    def buckets(self) -> list[Bucket]:
+        return self._padding[0]
+
+    @cached_property
+    def _padding(self) -> tuple[list[Bucket], Tensor | None]:
+        """The buckets, and the place of each voxel in them one after another (None if there is one segment)."""
+        buckets, slots = _build_buckets(self.all_lengths, self.order, self.offsets.device)
+        if slots is not None and self.inverse is not None:
+            slots = slots[self.inverse]
+        return buckets, slots
 
     def padded(self, feats: Tensor, bucket: Bucket) -> Tensor:
         """Rows of a bucket: ``[N, ...] -> [W, L, ...]``."""
-        rows = feats if self.position is None else feats.index_select(0, bucket.rows)
+        rows = feats if self._padding[1] is None else feats.index_select(0, bucket.rows)
         return rows.unflatten(0, (-1, bucket.length))
 
     def packed(self, qkv: Tensor, attention: Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]) -> Tensor:
         """Attention over packed segments: ``qkv [N, 3, H, D] -> [N, H, D]``.
 
-        `attention` maps queries, keys and values ``[N, H, D]``, `offsets` and the longest length to ``[N, H, D]``.
+        `attention` maps queries, keys and values ``[N, H, D]``, `offsets` and `longest` to ``[N, H, D]``.
         """
         rows = qkv if self.order is None else qkv.index_select(0, self.order)
-        out = attention(*rows.unbind(1), self.offsets, max(self.lengths))
+        out = attention(*rows.unbind(1), self.offsets, self.longest)
         return out if self.inverse is None else out.index_select(0, self.inverse)
 
     def collect(self, outputs: list[Tensor]) -> Tensor:
         """Bring bucket results ``[W, H, L, D]`` back to voxel order: ``[N, H, D]``."""
         rows = torch.cat([out.transpose(1, 2).flatten(0, 1) for out in outputs])
-        return rows if self.position is None else rows.index_select(0, self.position)
+        position = self._padding[1]
+        return rows if position is None else rows.index_select(0, position)
 
 
 def sample_segments(sites: Sites) -> Segments:
     """Each sample attends within itself; cached on `sites`."""
-    return sites.cached("sample_segments", lambda: _build_segments(sites.counts, None, sites.coords.device))
+
+    def build() -> Segments:
+        ends = torch.tensor([0, *accumulate(sites.counts)], dtype=torch.int32, device=sites.coords.device)
+        return Segments(ends, max(sites.counts), lengths=sites.counts)
+
+    return sites.cached("sample_segments", build)
 
 
 def window_ids(sites: Sites, size: int, shift: int = 0) -> Tensor:
     """``[N]`` int64, equal for voxels of one sample in the same window of `size`^3, coordinates moved by `shift`."""
     cells = sites.coords.clone()
     cells[:, 1:] = (cells[:, 1:] + shift).div(size, rounding_mode="floor")
-    return encode(cells, [(extent - 1 + shift) // size + 1 for extent in sites.extent])
+    return encode(cells, _windows(sites, size, shift))
+
+
+def _windows(sites: Sites, size: int, shift: int) -> list[int]:
+    """Windows along each axis."""
+    return [(extent - 1 + shift) // size + 1 for extent in sites.extent]
 
 
 def window_segments(sites: Sites, size: int, shift: int = 0) -> Segments:
@@ -83,17 +138,61 @@ def window_segments(sites: Sites, size: int, shift: int = 0) -> Segments:
 
     def build() -> Segments:
         ids, order = window_ids(sites, size, shift).sort(stable=True)
-        lengths = torch.unique_consecutive(ids, return_counts=True)[1].tolist()
-        return _build_segments(lengths, order, sites.coords.device)
+        windows = torch.arange(sites.batch_size * prod(_windows(sites, size, shift)) + 1, device=ids.device)
+        offsets = torch.searchsorted(ids, windows, out_int32=True)
+        inverse = torch.empty_like(order).index_copy_(0, order, torch.arange(len(order), device=ids.device))
+        return Segments(offsets, min(size**3, len(order)), order, inverse)
 
     return sites.cached(("windows", size, shift), build)
 
 
-def _build_segments(lengths: Sequence[int], order: Tensor | None, device: torch.device) -> Segments:
+def in_windows(sites: Sites, size: int, shift: int = 0) -> Sites:
+    """The same voxels window after window, so that attention within windows has nothing to gather; cached on `sites`.
+
+    ``window_segments(sites, size, shift)`` has their order and its inverse.
+    """
+
+    def build() -> Sites:
+        segments = window_segments(sites, size, shift)
+        ordered = sites.reordered(segments.order)
+        ordered.cached(("windows", size, shift), lambda: Segments(segments.offsets, segments.longest))
+        return ordered
+
+    return sites.cached(("in windows", size, shift), build)
+
+
+def places(sites: Sites, before: Window | None, after: Window | None) -> Tensor | None:
+    """Where each row goes when voxels in the order of some windows get that of others; cached on `sites`.
+
+    Args:
+        sites: the voxels in their own order, which None stands for.
+        before, after: arguments of `in_windows`.
+
+    Returns:
+        ``[N]`` int64, row r becomes row ``places[r]``; None if they stay.
+    """
+    if before == after:
+        return None
+
+    def build() -> Tensor:
+        if before is None:
+            return window_segments(sites, *after).inverse
+        order = window_segments(sites, *before).order
+        return order if after is None else window_segments(sites, *after).inverse.index_select(0, order)
+
+    return sites.cached(("places", before, after), build)
+
+
+def _build_buckets(
+    lengths: Sequence[int], order: Tensor | None, device: torch.device
+) -> tuple[list[Bucket], Tensor | None]:
     """Bucket consecutive runs of `lengths` rows of `order` (None: rows as they are) by length.
 
     Short segments are bucketed by octave, because there the number of calls is what costs; long ones by half octave,
     because there padding does.
+
+    Returns:
+        The buckets, and the place of each packed row in them, ``[N]`` int64; None if there is one segment.
     """
     total = sum(lengths)
     sizes = torch.tensor([length for length in lengths if length])
@@ -119,16 +218,12 @@ def _build_segments(lengths: Sequence[int], order: Tensor | None, device: torch.
         mask = None if equal else (slots < bucket_sizes.to(device)[:, None])[:, None, None]
         rows = rows if order is None else order[rows]
         buckets.append(Bucket(number[members].to(device), length, rows, mask))
-    packing = [length for length in lengths if length], torch.cat([starts, sizes.sum()[None]]).int().to(device), order
     if len(lengths) == 1 and order is None:
-        return Segments(buckets, None, *packing, None)
+        return buckets, None
     slots = torch.arange(total, device=device) + (bases - starts).to(device).repeat_interleave(
         sizes.to(device), output_size=total
     )
-    if order is None:
-        return Segments(buckets, slots, *packing, None)
-    inverse = torch.empty_like(order).index_copy_(0, order, torch.arange(total, device=device))
-    return Segments(buckets, slots[inverse], *packing, inverse)
+    return buckets, slots
 
 
 def segment_attention(qkv: Tensor, segments: Segments) -> Tensor:
@@ -189,13 +284,13 @@ class SparseSelfAttention(MultiHeadAttention):
         qk_rms_norm: bool = False,
     ) -> None:
         super().__init__(channels, num_heads, qkv_bias=qkv_bias, qk_rms_norm=qk_rms_norm)
-        self.window_size, self.shift = window_size, shift
+        self.window = None if window_size is None else (window_size, shift)
         self.qk_rms_norm = qk_rms_norm
 
     def forward(self, x: SparseTensor) -> SparseTensor:
         """``[N, channels] -> [N, channels]``."""
         qkv = self.to_qkv(x.feats).unflatten(1, (3, self.num_heads, self.head_dim))
-        if self.window_size is None and x.sites.is_even:  # a dense batch: nothing to gather, nothing to pad
+        if self.window is None and x.sites.is_even:  # a dense batch: nothing to gather, nothing to pad
             q, k, v = qkv.unflatten(0, (len(x), -1)).unbind(2)
             q, k, v = (y.transpose(1, 2) for y in (self.q_rms_norm(q), self.k_rms_norm(k), v))
             heads = backends.of("attention", x.device).attend_voxels(q, k, v)
@@ -203,10 +298,7 @@ class SparseSelfAttention(MultiHeadAttention):
         if self.qk_rms_norm:
             q, k, v = qkv.unbind(1)
             qkv = torch.stack([self.q_rms_norm(q), self.k_rms_norm(k), v], dim=1)
-        if self.window_size is None:
-            segments = sample_segments(x.sites)
-        else:
-            segments = window_segments(x.sites, self.window_size, self.shift)
+        segments = sample_segments(x.sites) if self.window is None else window_segments(x.sites, *self.window)
         return x.replace(self.to_out(segment_attention(qkv, segments).flatten(1)))
 
 
@@ -224,6 +316,12 @@ class SparseCrossAttention(MultiHeadAttention):
     ) -> None:
         super().__init__(channels, num_heads, ctx_channels, qkv_bias, qk_rms_norm)
 
+    def parts(self, x: SparseTensor, contexts: Sequence[Tensor | ZeroCondition | LayerContext]) -> list[Tensor]:
+        """The features of `forward` in parts along the voxels, one for each of stacked contexts, each as it comes."""
+        if not isinstance(contexts[0], BatchedContext):
+            return [self(x, contexts).feats]
+        return [self(part, parts).feats for part, parts in _split_batch(x, contexts)]
+
     def forward(self, x: SparseTensor, contexts: Sequence[Tensor | ZeroCondition | LayerContext]) -> SparseTensor:
         """Average of the attention to each context.
 
@@ -232,7 +330,7 @@ class SparseCrossAttention(MultiHeadAttention):
             contexts: each ``[B, M, ctx_channels]`` (M may differ), zeros, or prepared by `precompute_condition`.
         """
         if isinstance(contexts[0], BatchedContext):
-            return x.replace(torch.cat([self(part, parts).feats for part, parts in _split_batch(x, contexts)]))
+            return x.replace(torch.cat(self.parts(x, contexts)))
         contexts = [self.precompute(c) if isinstance(c, Tensor | ZeroCondition) else c for c in contexts]
         constants = [c.output for c in contexts if isinstance(c, ConstantContext)]
         projected = [c for c in contexts if isinstance(c, ProjectedContext)]

@@ -9,9 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from trellis import backends
+
 from ..attention import LayerContext, ZeroCondition
 from ..norm import LayerNorm32
-from ..transformer import NORM_EPS, FeedForwardNet, make_modulation, modulate, zero_init
+from ..transformer import NORM_EPS, FeedForwardNet, make_modulation, zero_init
 from .attention import SparseCrossAttention, SparseSelfAttention
 from .conv import SparseConv3d
 from .spatial import coarsen, downsample, upsample
@@ -44,18 +46,23 @@ class SparseTransformerBlock(nn.Module):
         self.use_checkpoint = use_checkpoint
         self.norm1 = LayerNorm32(channels, eps=NORM_EPS, elementwise_affine=False)
         self.attn = SparseSelfAttention(channels, num_heads, window_size, shift, qk_rms_norm=qk_rms_norm)
-        self.norm2 = LayerNorm32(channels, eps=NORM_EPS, elementwise_affine=False)
         self.mlp = FeedForwardNet(channels, mlp_ratio)
 
-    def _forward(self, x: SparseTensor) -> SparseTensor:
-        x = x + self.attn(x.replace(self.norm1(x.feats)))
-        return x.replace(x.feats + self.mlp(self.norm2(x.feats)))
+    def _forward(self, x: SparseTensor, sites: Sites | None, place: Tensor | None) -> SparseTensor:
+        norms = backends.of("norms", x.device)
+        h = self.attn(x.replace(self.norm1(x.feats))).feats
+        feats, h = norms.add_and_norm(x.feats, [h], None, None, None, NORM_EPS)
+        return SparseTensor(norms.add_branch(feats, self.mlp(h), None, place), sites=sites or x.sites)
 
-    def forward(self, x: SparseTensor) -> SparseTensor:
-        """``[N, channels] -> [N, channels]``."""
+    def forward(self, x: SparseTensor, sites: Sites | None = None, place: Tensor | None = None) -> SparseTensor:
+        """``[N, channels] -> [N, channels]``.
+
+        sites, place: the voxels in the order of the result, and the row of the result that each row becomes, if it
+            shall have another order than `x`.
+        """
         if self.use_checkpoint and torch.is_grad_enabled():
-            return checkpoint(self._forward, x, use_reentrant=False)
-        return self._forward(x)
+            return checkpoint(self._forward, x, sites, place, use_reentrant=False)
+        return self._forward(x, sites, place)
 
 
 class ModulatedSparseTransformerCrossBlock(nn.Module):
@@ -86,9 +93,7 @@ class ModulatedSparseTransformerCrossBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.use_checkpoint, self.share_mod = use_checkpoint, share_mod
-        self.norm1 = LayerNorm32(channels, eps=NORM_EPS, elementwise_affine=False)
         self.norm2 = LayerNorm32(channels, eps=NORM_EPS, elementwise_affine=True)
-        self.norm3 = LayerNorm32(channels, eps=NORM_EPS, elementwise_affine=False)
         self.self_attn = SparseSelfAttention(channels, num_heads, qk_rms_norm=qk_rms_norm)
         self.cross_attn = SparseCrossAttention(channels, ctx_channels, num_heads, qk_rms_norm=qk_rms_norm_cross)
         self.mlp = FeedForwardNet(channels, mlp_ratio)
@@ -100,14 +105,15 @@ class ModulatedSparseTransformerCrossBlock(nn.Module):
             mod = self.adaLN_modulation(mod)
         rows, mods = beside_rows(x.feats, mod.chunk(6, dim=1), x.sites)  # rows [B, n, C], or [N, C] if samples differ
         shift1, scale1, gate1, shift2, scale2, gate2 = mods
-        h = modulate(self.norm1(rows), scale1, shift1)
-        h = self.self_attn(x.replace(h.view(x.feats.shape))).feats.view(rows.shape)
-        rows = torch.addcmul(rows, gate1, h)
-        x = x.replace(rows.view(x.feats.shape))
-        x = x + self.cross_attn(x.replace(self.norm2(x.feats)), contexts)
-        rows = x.feats.view(rows.shape)
-        rows = torch.addcmul(rows, gate2, self.mlp(modulate(self.norm3(rows), scale2, shift2)))
-        return x.replace(rows.view(x.feats.shape))
+        norms, affine = backends.of("norms", x.device), (self.norm2.weight, self.norm2.bias)
+        h = norms.modulated_norm(rows, scale1, shift1, NORM_EPS).view(x.feats.shape)
+        h = self.self_attn(x.replace(h)).feats.view(rows.shape)
+        rows, h = norms.add_and_norm(rows, [h], gate1, *affine, NORM_EPS)
+        parts = self.cross_attn.parts(x.replace(h.view(x.feats.shape)), contexts)
+        if rows.ndim == 3:  # parts hold whole samples
+            parts = [part.unflatten(0, (-1, rows.shape[1])) for part in parts]
+        rows, h = norms.add_and_modulated_norm(rows, parts, None, scale2, shift2, NORM_EPS)
+        return x.replace(norms.add_branch(rows, self.mlp(h), gate2).view(x.feats.shape))
 
     def forward(self, x: SparseTensor, mod: Tensor, contexts: Contexts) -> SparseTensor:
         """``[N, channels] -> [N, channels]``; `mod` is ``[B, channels or 6 * channels]``, contexts are averaged."""
@@ -139,7 +145,6 @@ class SparseResBlock3d(nn.Module):
         out_channels = out_channels or channels
         self.downsample, self.upsample = downsample, upsample
         self.norm1 = LayerNorm32(channels, eps=NORM_EPS, elementwise_affine=True)
-        self.norm2 = LayerNorm32(out_channels, eps=NORM_EPS, elementwise_affine=False)
         self.conv1 = SparseConv3d(channels, out_channels)
         self.conv2 = SparseConv3d(out_channels, out_channels)
         zero_init(self.conv2.conv)
@@ -156,5 +161,6 @@ class SparseResBlock3d(nn.Module):
             h, skip = self.conv1.forward_copied(h, fine, coarsen(fine)[1]), upsample(skip, fine)
         else:
             h = self.conv1(h)
-        rows, (scale, shift) = beside_rows(self.norm2(h.feats), self.emb_layers(emb).chunk(2, dim=1), h.sites)
-        return self.conv2(h.replace(F.silu(modulate(rows, scale, shift)).view(h.feats.shape))) + skip
+        rows, (scale, shift) = beside_rows(h.feats, self.emb_layers(emb).chunk(2, dim=1), h.sites)
+        rows = F.silu(backends.of("norms", x.device).modulated_norm(rows, scale, shift, NORM_EPS))
+        return self.conv2(h.replace(rows.view(h.feats.shape))) + skip
