@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from training.data.objects import Instances
-from training.data.scenes import degrade, random_views, render
+from training.data.scenes import TRAINING_AZIMUTHS, degrade, random_views, render
 from training.image_encoder import image_tokens
 from training.loop import Run
 from trellis.models import VGGT, DinoVisionTransformer
@@ -31,6 +31,7 @@ class FrozenEncoders:
         self.file = run.weights_of("vggt", "vggt")
         self.read_at = self.file.stat().st_mtime
         self.vggt = run.frozen("vggt", "vggt", VGGT(**run.sizes.networks["vggt"]))
+        run.compile_blocks(self.vggt)
         self.dino = image_encoder(run)
 
     @torch.no_grad()
@@ -42,7 +43,7 @@ class FrozenEncoders:
         if self.calls % self.LOOK_EVERY == 0 and (written := self.file.stat().st_mtime) != self.read_at:
             self.vggt.load_state_dict(load_file(self.file))
             self.read_at = written
-        views = random_views(instances, per_scene, run.sizes.image_size, run.generator)
+        views = random_views(instances, per_scene, run.sizes.image_size, run.generator, **TRAINING_AZIMUTHS)
         images = degrade(render(run.library, instances, views, run.generator).images, run.generator)
         shape = (len(instances.objects), per_scene)
         with run.autocast():

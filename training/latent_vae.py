@@ -88,7 +88,7 @@ def latent_statistics(run: Run, cache: SurfaceCache, encoder: SLatEncoder, round
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parser(__doc__, minutes=7, learning_rate=1e-3).parse_args(argv)
+    args = parser(__doc__, minutes=7, learning_rate=1e-3, autoencoder=True).parse_args(argv)
     run = Run("latent_vae", args)
     cache = SurfaceCache(
         run.library, run.sizes.surface_samples, run.sizes.surface_views, run.sizes.surface_depth_size
@@ -97,6 +97,9 @@ def main(argv: list[str] | None = None) -> None:
     encoder = SLatEncoder(**networks["slat_encoder"])
     gaussians = SLatGaussianDecoder(**networks["slat_decoder_gs"])
     mesh = SLatMeshDecoder(**networks["slat_decoder_mesh"])
+    if args.keep_decoders:
+        gaussians.requires_grad_(False)
+        mesh.requires_grad_(False)
     print(f"[latent_vae] {count_parameters(encoder, gaussians, mesh):.1f} M parameters", flush=True)
 
     def draw(step: int) -> Batch:
@@ -128,7 +131,10 @@ def main(argv: list[str] | None = None) -> None:
     # Every batch has its own number of voxels, so its steps cannot be recorded.
     run.train({"encoder": encoder, "gs": gaussians, "mesh": mesh}, draw, losses, graphs=False)
     encoder.load_state_dict({k[8:]: v for k, v in run.average.items() if k.startswith("encoder.")})
-    statistics = latent_statistics(run, cache, encoder.eval(), rounds=2 if args.tiny else 20)
+    if args.keep_decoders:
+        statistics = json.loads((args.init / "pipeline.json").read_text())["args"]["slat_normalization"]
+    else:
+        statistics = latent_statistics(run, cache, encoder.eval(), rounds=2 if args.tiny else 20)
     (run.folder / "normalization.json").write_text(json.dumps(statistics, indent=1))
     print(f"[latent_vae] latent std {[round(v, 2) for v in statistics['std']]}", flush=True)
 

@@ -22,11 +22,16 @@ from training.assemble import EXTRA, PARTS
 from training.data.objects import ObjectLibrary
 from training.graphs import Batch, GraphedStep, drawn_ahead
 from training.settings import Sizes, sizes
+from trellis import backends
+from trellis.modules.transformer import TransformerCrossBlock
+from trellis.modules.vit import Block
 from trellis.pipelines.quantisation import dequantise
 
 
-def parser(description: str, minutes: float, learning_rate: float) -> argparse.ArgumentParser:
-    """The options that all scripts take."""
+def parser(
+    description: str, minutes: float, learning_rate: float, autoencoder: bool = False
+) -> argparse.ArgumentParser:
+    """The options that all scripts take, and the one of the autoencoders."""
     p = argparse.ArgumentParser(description=description)
     p.add_argument("--data", type=Path, required=True, help="file written by training.data.pack")
     p.add_argument("--out", type=Path, required=True, help="folder of checkpoints, shared by all scripts")
@@ -39,6 +44,13 @@ def parser(description: str, minutes: float, learning_rate: float) -> argparse.A
     p.add_argument("--tiny", action="store_true", help="shrunken networks and data, for a test on a CPU")
     p.add_argument("--batch-scale", type=float, help="multiply every batch size, for smaller or larger devices")
     p.add_argument("--objects", type=int, help="use only the first so many objects")
+    p.add_argument("--compile", action="store_true", help="fuse the kernels of dense blocks; takes a minute")
+    if autoencoder:
+        p.add_argument(
+            "--keep-decoders",
+            action="store_true",
+            help="leave the decoders of --init as they are and learn their latents, so that its flows stay valid",
+        )
     return p
 
 
@@ -88,6 +100,7 @@ class Run:
             graphs: on a GPU, record the step as CUDA graphs (see `GraphedStep` for what it then may not do).
         """
         self.networks = nn.ModuleDict(networks).to(self.device).train()
+        self.compile_blocks(self.networks)
         on_gpu = self.device.type == "cuda"
         parameters = [p for p in self.networks.parameters() if p.requires_grad]
         self.rate = torch.zeros((), device=self.device)  # a tensor, so that recorded steps follow the schedule
@@ -135,6 +148,19 @@ class Run:
         self._log()
         self.save()
 
+    def compile_blocks(self, network: nn.Module) -> None:
+        """With `--compile`, let torch's compiler fuse the small kernels of the dense transformer blocks.
+
+        Blocks of the same sizes share what is compiled, so this takes one build for each shape of a batch.
+        """
+        if not self.args.compile:
+            return
+        torch._dynamo.config.recompile_limit = 64  # the shapes of all blocks count together
+        backends.use("norms", "torch", self.device)  # which the compiler joins with what stands around them
+        for module in network.modules():
+            if isinstance(module, Block | TransformerCrossBlock):
+                module.compile(dynamic=False)
+
     def watch(self, name: str, value: Tensor) -> None:
         """Show a number beside the losses of the step that is being computed."""
         self.watched[name] = value
@@ -146,16 +172,18 @@ class Run:
         return (time.monotonic() - self.started) / (60 * self.args.minutes)
 
     def _schedule(self, progress: float) -> float:
-        """Linear warm-up over 200 steps, flat, then a cosine over the last 60 percent of the run."""
-        warm = min(1.0, (self.step + 1) / 200)
-        decay = max(0.0, (progress - 0.4) / 0.6)
-        return warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(decay, 1.0))))
+        """Linear warm-up over 200 steps, times a straight line from 1 to nothing at the end of the run.
+
+        At any rate held flat the losses soon stand still and fall only as the rate falls (training/LOG.md, run 3).
+        """
+        return min(1.0, (self.step + 1) / 200) * max(0.0, 1 - progress)
 
     def _descend(self, total: Tensor) -> None:
         """Back-propagate, clip each network's gradient to length 1, and step unless something is not finite."""
         self.optimiser.zero_grad(set_to_none=True)
         total.backward()
-        norms = [nn.utils.clip_grad_norm_(network.parameters(), 1.0) for network in self.networks.values()]
+        trained = [n for n in self.networks.values() if any(p.requires_grad for p in n.parameters())]
+        norms = [nn.utils.clip_grad_norm_(network.parameters(), 1.0) for network in trained]
         self.optimiser.found_inf = (~torch.isfinite(torch.stack(norms).sum())).float()
         self.optimiser.step()
 

@@ -42,11 +42,11 @@ def unit_latent(weights: dict[str, torch.Tensor], std: torch.Tensor) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parser(__doc__, minutes=1.5, learning_rate=2e-3).parse_args(argv)
+    args = parser(__doc__, minutes=1.5, learning_rate=2e-3, autoencoder=True).parse_args(argv)
     run = Run("structure_vae", args)
     cache = structure_surfaces(run)
     encoder = SparseStructureEncoder(**run.sizes.networks["ss_encoder"])
-    decoder = SparseStructureDecoder(**run.sizes.networks["ss_decoder"])
+    decoder = SparseStructureDecoder(**run.sizes.networks["ss_decoder"]).requires_grad_(not args.keep_decoders)
     if run.device.type == "cuda":
         encoder.to(memory_format=torch.channels_last_3d)
         decoder.to(memory_format=torch.channels_last_3d)
@@ -78,10 +78,11 @@ def main(argv: list[str] | None = None) -> None:
         union = (hit | (grid > 0)).sum((1, 2, 3, 4)).clamp(min=1)
         run.watch("IoU", ((hit & (grid > 0)).sum((1, 2, 3, 4)) / union).median())
         spread = mean.detach().std((0, 2, 3, 4))
+        run.watch("deviation", spread.mean())
         return {"bce": 4 * bce, "dice": dice.mean(), "kl": KL_WEIGHT * kl}
 
     run.train({"encoder": encoder, "decoder": decoder}, draw, losses)
-    if len(spread):  # not if the time was up before the first step
+    if len(spread) and not args.keep_decoders:  # nor if the time was up before the first step
         unit_latent(run.average, spread)
         run.export()
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.conditions import image_encoder
-from training.data.scenes import Rendering, degrade, random_views, render
+from training.data.scenes import TRAINING_AZIMUTHS, Rendering, degrade, random_views, render
 from training.graphs import Batch
 from training.image_encoder import image_tokens
 from training.loop import Run, parser
@@ -23,8 +23,10 @@ from trellis.models import VGGT
 ITERATION_DECAY = 0.6  # VGGT (Wang et al. 2025) weighs later refinements of the camera more
 CONFIDENCE_WEIGHT = 0.1
 IMAGES = 288  # views of a step, whatever the number of views of a scene
-DENSE_SHARE = 8  # one view in so many goes through the dense head, the dearest part of a step
-STRUCTURE_SCENES = 32  # of a step, for the structure flow
+DENSE_SHARE = 16  # one view in so many goes through the dense head, the dearest part of a step
+STRUCTURE_SCENES = 16  # of a step, for the structure flow
+STRUCTURE_WEIGHT = 0.3  # the cameras come first
+PATCH_WEIGHT = 6  # of all losses the one whose gradient has most direction and least noise
 
 
 def quaternion_to_matrix(q: Tensor) -> Tensor:
@@ -38,15 +40,22 @@ def quaternion_to_matrix(q: Tensor) -> Tensor:
     return torch.stack(rows, -1).reshape(*q.shape[:-1], 3, 3)
 
 
-def camera_losses(encodings: list[Tensor], extrinsics: Tensor, fov: Tensor) -> dict[str, Tensor]:
-    """Rotation (chordal), translation (relative to distance) and field-of-view errors over the head's iterations."""
+def camera_losses(
+    encodings: list[Tensor], extrinsics: Tensor, fov: Tensor, log_scale: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Rotation (chordal), translation (relative to distance) and field-of-view errors over the head's iterations.
+
+    With the logarithm [N] of the scale of each view's rotation error, the rotation loss is the negative logarithm of a
+    Laplace likelihood.
+    """
     distance = extrinsics[:, :3, 3].norm(dim=1, keepdim=True)
     totals = {"rotation": 0.0, "translation": 0.0, "fov": 0.0}
     for index, encoding in enumerate(encodings):
         weight = ITERATION_DECAY ** (len(encodings) - 1 - index)
         flat = encoding.float().reshape(-1, 9)
         chord = (quaternion_to_matrix(flat[:, 3:7]) - extrinsics[:, :3, :3]).square().sum((1, 2))
-        totals["rotation"] += weight * (chord + 1e-4).sqrt().mean()
+        error = (chord + 1e-4).sqrt()
+        totals["rotation"] += weight * (error if log_scale is None else error * (-log_scale).exp() + log_scale).mean()
         totals["translation"] += weight * ((flat[:, :3] - extrinsics[:, :3, 3]) / distance).abs().sum(1).mean()
         totals["fov"] += weight * (flat[:, 7:] - fov[:, None]).abs().mean()
     return totals
@@ -91,6 +100,25 @@ class PatchPoints(nn.Module):
         return total / len(self.levels)
 
 
+class RotationScale(nn.Module):
+    """Reads the scale of the rotation error off the camera tokens; used in training only.
+
+    Which way a symmetrical object is turned cannot be seen. Such views would fill every step with gradients of no
+    direction; with their scale known they count for less (Kendall and Gal 2017, arXiv:1703.04977).
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(channels)
+        self.read = nn.Linear(channels, 1)
+        nn.init.zeros_(self.read.weight)
+        nn.init.zeros_(self.read.bias)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Camera tokens [B, S, C] to the logarithm of the scale, [B * S]."""
+        return self.read(self.norm(tokens.float())).flatten().clamp(-4, 1)
+
+
 def rotation_error(encoding: Tensor, extrinsics: Tensor) -> Tensor:
     """Median angle, in degrees, of the rotation between the first and the other views (of single views: their own)."""
     predicted = quaternion_to_matrix(encoding.float()[..., 3:7])
@@ -106,7 +134,9 @@ def main(argv: list[str] | None = None) -> None:
     run = Run("vggt", args)
     settings = run.sizes.networks["vggt"]
     model = VGGT(**settings)
-    patches = PatchPoints(2 * settings["embed_dim"], settings["patch_size"], settings["intermediate_layers"][-2:])
+    channels = 2 * settings["embed_dim"]
+    patches = PatchPoints(channels, settings["patch_size"], settings["intermediate_layers"][-2:])
+    scale = RotationScale(channels)
     task = StructureTask(run)
     encoder = image_encoder(run)
 
@@ -115,7 +145,7 @@ def main(argv: list[str] | None = None) -> None:
         scenes = run.batch(IMAGES) // per_scene
         dense, flows = max(1, scenes // DENSE_SHARE), min(scenes, run.batch(STRUCTURE_SCENES))
         instances = run.library.random_instances(scenes, run.generator)
-        views = random_views(instances, per_scene, run.sizes.image_size, run.generator)
+        views = random_views(instances, per_scene, run.sizes.image_size, run.generator, **TRAINING_AZIMUTHS)
         rendering = render(run.library, instances, views, run.generator)
         images = degrade(rendering.images, run.generator)
         cell_points, cell_weight = patches.targets(rendering)
@@ -142,18 +172,20 @@ def main(argv: list[str] | None = None) -> None:
             points, confidence = model.point_head(
                 [t[:dense] for t in tokens], images[:dense], start, frames_chunk_size=None
             )
-        encodings = model.camera_head([tokens[-1][:, :, :1].float()])
+        camera_tokens = tokens[-1][:, :, :1].float()
+        encodings = model.camera_head([camera_tokens])
+        structure = task.losses([t[:flows] for t in tokens], image_cond, batch)
         run.watch("degrees", rotation_error(encodings[-1].detach(), batch["extrinsics"]))
         return {
-            **camera_losses(encodings, batch["extrinsics"], batch["fov"]),
-            "patch": 3 * patch_error,
+            **camera_losses(encodings, batch["extrinsics"], batch["fov"], scale(camera_tokens[:, :, 0])),
+            "patch": PATCH_WEIGHT * patch_error,
             "point": point_loss(
                 points.float().flatten(0, 1), confidence.float().flatten(0, 1), batch["points"], batch["alpha"]
             ),
-            **task.losses([t[:flows] for t in tokens], image_cond, batch),
+            **{name: STRUCTURE_WEIGHT * loss for name, loss in structure.items()},
         }
 
-    run.train({"vggt": model, "patches": patches, **task.networks}, draw, losses)
+    run.train({"vggt": model, "patches": patches, "scale": scale, **task.networks}, draw, losses)
 
 
 if __name__ == "__main__":

@@ -129,6 +129,17 @@ def choose(device: Any = "cpu", **names: str) -> dict[str, Candidate]:
     return {need: candidate for need, (candidate, _) in found.items()}
 
 
+def use(need: str, name: str, device: Any) -> None:
+    """Decide one need, by the name of a candidate; the others stay as they are.
+
+    Raises:
+        InputError: a candidate that does not exist or does not work here, with the reason.
+    """
+    found = _find(need, name, device)
+    with _lock:
+        _chosen[need, _kind(device)] = found
+
+
 def of(need: str, device: Any) -> ModuleType:
     """The implementation that meets a need on a device."""
     return _lookup(need, device)[1]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -59,6 +61,22 @@ def test_a_run_is_deterministic(data, tmp_path):
         structure_vae.main(arguments(data, tmp_path / name))
     a, b = (load_file(tmp_path / name / "structure_vae" / "decoder.safetensors") for name in ("a", "b"))
     assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_encoders_can_learn_the_latents_of_decoders_that_stay(data, runs, tmp_path):
+    assemble(runs, tmp_path / "mini", tiny=True)
+    more = "--steps", "2", "--keep-decoders", "--init", str(tmp_path / "mini")
+    structure_vae.main(arguments(data, tmp_path, *more))
+    latent_vae.main(arguments(data, tmp_path, *more))
+    for run, decoders in (("structure_vae", ["decoder"]), ("latent_vae", ["gs", "mesh"])):
+        for decoder in decoders:
+            before, after = (load_file(folder / run / f"{decoder}.safetensors") for folder in (runs, tmp_path))
+            for key, value in before.items():
+                torch.testing.assert_close(after[key], value, atol=0.02, rtol=0.02)  # shipped in 8 bits
+        before, after = (load_file(folder / run / "encoder.safetensors") for folder in (runs, tmp_path))
+        assert any(not torch.equal(after[key], value) for key, value in before.items())
+    statistics = [folder / "latent_vae" / "normalization.json" for folder in (runs, tmp_path)]
+    assert json.loads(statistics[0].read_text()) == json.loads(statistics[1].read_text())
 
 
 def test_a_run_resumes_where_it_stopped(data, tmp_path, capsys):

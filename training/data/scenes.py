@@ -11,6 +11,9 @@ from torch import Tensor
 from training.data.objects import Instances, ObjectLibrary, linear_to_srgb
 from training.data.rasterise import rasterise
 
+# Evenly spaced views can be told apart without being compared: half of the scenes on circles taught VGGT little more
+# than the quarter in which a view lies (training/LOG.md, run 4).
+TRAINING_AZIMUTHS = {"circles": 0.15, "sectors": 0.35}
 CROP_MARGIN = 1.1  # the longer side of the object's box fills 1/1.1 of a prepared view
 
 
@@ -55,11 +58,19 @@ def look_at(eye: Tensor, target: Tensor, roll: Tensor) -> Tensor:
     return extrinsics
 
 
-def random_views(instances: Instances, per_instance: int, size: int, generator: torch.Generator) -> Views:
+def random_views(
+    instances: Instances,
+    per_instance: int,
+    size: int,
+    generator: torch.Generator,
+    circles: float = 0.5,
+    sectors: float = 0.0,
+) -> Views:
     """Cameras at elevation -10..60 degrees, small roll, distance 1.4..4 (28..85 mm framings), first azimuth 0.
 
-    Azimuths are random in half of the scenes and a jittered circle in the other half. Each view is then cropped to the
-    object: the camera turns to the centre of the object's box and the focal length fills the frame.
+    Azimuths are a jittered circle in a share `circles` of the scenes and random in the others, of which a share
+    `sectors` keeps within a part of the circle. Each view is then cropped to the object: the camera turns to the
+    centre of the object's box and the focal length fills the frame.
     """
     device = instances.vertices.device
     count = len(instances.objects)
@@ -68,7 +79,11 @@ def random_views(instances: Instances, per_instance: int, size: int, generator: 
         return torch.rand(shape, generator=generator, device=device)
 
     circle = torch.arange(per_instance, device=device) / per_instance + (uniform(count, per_instance) - 0.5) * 0.1
-    azimuth = torch.where(uniform(count, 1) < 0.5, circle, uniform(count, per_instance)) * 2 * torch.pi
+    on_circle, anywhere = uniform(count, 1) < circles, uniform(count, per_instance)
+    if sectors:
+        width = torch.where(uniform(count, 1) < sectors, 0.1 + 0.5 * uniform(count, 1), 1.0)
+        anywhere = (anywhere - uniform(count, 1)) * width
+    azimuth = torch.where(on_circle, circle, anywhere) * 2 * torch.pi
     order = torch.cat([torch.zeros(count, 1, device=device), 1 + uniform(count, per_instance - 1)], 1).argsort(1)
     azimuth = azimuth.gather(1, order)
     azimuth[:, 0] = 0.0
