@@ -4,12 +4,14 @@
     tests      `pytest -m gpu`: every kernel and package against its reference, in value and gradient
     backends   how long the candidates for one need take for the same work
     stages     ours beside a plain path: time, peak memory, difference
+    ablation   the stages with each backend in turn replaced by its reference
+    profile    the kernels that the stages spend most time in
     views      growth with the number of views
     voxels     growth with the number of voxels
     memory     peaks with and without offloading, and 16 views within 8 GiB
     disk       a checkpoint of the published size written, loaded and run
 
-Sections that do not fit into --minutes are left out and said to be; one that fails says why and the next one runs.
+What does not fit into --minutes is left out and said to be; a section that fails says why and the next one runs.
 With `--device cpu --checkpoint FOLDER` it runs on a CPU, which is how it is tested.
 """
 
@@ -23,7 +25,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +33,13 @@ import torch
 
 from benchmarks import full_size, gpu_stages
 from benchmarks.gpu_backends import compare_backends
+from benchmarks.gpu_profile import ablation, kernels
 from trellis.pipelines import TrellisVGGTTo3DPipeline
 from trellis.pipelines.conditioning import read_views
 from trellis.pipelines.warm_up import warm_up
 
 ROOT = Path(__file__).resolve().parents[1]
-SECTIONS = ("doctor", "tests", "backends", "stages", "views", "voxels", "memory", "disk")
+SECTIONS = ("doctor", "tests", "backends", "stages", "ablation", "profile", "views", "voxels", "memory", "disk")
 _GIB = 2**30
 
 
@@ -47,6 +50,7 @@ class Run:
         self.options, self.sizes = options, sizes
         self.device = torch.device(options.device)
         self.results: dict[str, Any] = {}
+        self.deadline = time.perf_counter() + 60 * options.minutes
         self._pipeline: TrellisVGGTTo3DPipeline | None = None
 
     @property
@@ -104,6 +108,20 @@ class Run:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self.device)
 
+    def in_time(self, work: str) -> bool:
+        """Whether there is time left for some work; if not, that is said."""
+        if time.perf_counter() <= self.deadline:
+            return True
+        print(f"{work}: left out, {self.options.minutes:g} minutes have passed", flush=True)
+        return False
+
+    def chosen_stages(self) -> Iterator[gpu_stages.Stage]:
+        """The stages that were asked for, while there is time."""
+        coords = self.coords(self.options.voxels)
+        for stage in gpu_stages.stages(self.pipeline, self.options.views, coords, *self._steps()):
+            if stage.key in self.options.stages and self.in_time(stage.title):
+                yield stage
+
     def doctor(self) -> None:
         # By itself, because it needs nothing but Python, so it also explains a machine where nothing else works.
         subprocess.run([sys.executable, "-m", "studio.doctor"], cwd=ROOT)
@@ -120,9 +138,8 @@ class Run:
     def stages(self) -> None:
         """Peak GiB: what a stage allocates, and its own networks."""
         rows = []
-        parts = gpu_stages.stages(self.pipeline, self.options.views, self.coords(self.options.voxels), *self._steps())
         _line("stage", "plain ms", "ours ms", "faster", "plain GiB", "ours GiB", "difference")
-        for stage in parts:
+        for stage in self.chosen_stages():
             ours_ms, ours_gib, ours = self.measure(stage.ours)
             ours_gib += self._weights(stage.networks)
             with gpu_stages.plain_path(self.pipeline):
@@ -133,9 +150,19 @@ class Run:
             rows.append({"stage": stage.title, "plain_ms": plain_ms, "ours_ms": ours_ms, "plain_gib": plain_gib,
                          "ours_gib": ours_gib, "difference": apart})  # fmt: skip
             _line(stage.title, plain_ms, ours_ms, plain_ms / ours_ms, plain_gib, ours_gib, f"{apart:.1e}")
-        total = [sum(row[key] for row in rows) for key in ("plain_ms", "ours_ms")]
-        _line("total", *total, total[0] / total[1], *(max(r[k] for r in rows) for k in ("plain_gib", "ours_gib")), "")
+        if rows:
+            total = [sum(row[key] for row in rows) for key in ("plain_ms", "ours_ms")]
+            peaks = [max(row[key] for row in rows) for key in ("plain_gib", "ours_gib")]
+            _line("total", *total, total[0] / total[1], *peaks, "")
         self.results["stages"] = rows
+
+    def ablation(self) -> None:
+        self.results["ablation"] = [
+            row for stage in self.chosen_stages() for row in ablation(stage, self.device, self.measure)
+        ]
+
+    def profile(self) -> None:
+        self.results["profile"] = [kernels(stage, self.device) for stage in self.chosen_stages()]
 
     def views(self) -> None:
         self._growth("views", self.options.view_counts, lambda n: (n, self.options.voxels), ("VGGT", "latent"))
@@ -150,13 +177,15 @@ class Run:
         rows = []
         for count in counts:
             views, voxels = size(count)
+            if not self.in_time(f"{count} {name}"):
+                break
             for stage in gpu_stages.stages(self.pipeline, views, self.coords(voxels), *self._steps()):
                 if stage.title.startswith(wanted):
                     ms, gib, _ = self.measure(stage.ours, 1)
                     gib += self._weights(stage.networks)
                     rows.append({name: count, "stage": stage.title, "ms": ms, "gib": gib})
         _line(name, *dict.fromkeys(row["stage"] for row in rows), "(ms | GiB)")
-        for count in counts:
+        for count in dict.fromkeys(row[name] for row in rows):
             cells = [f"{row['ms']:.0f} | {row['gib']:.1f}" for row in rows if row[name] == count]
             _line(str(count), *cells)
         self.results[name] = rows
@@ -169,6 +198,8 @@ class Run:
         rows = []
         _line("plan", "views", "seconds", "peak GiB")
         for title, views, offload, limit in plans:
+            if not self.in_time(f"{title}, {views} views"):
+                break
             seconds, peak = self._generate(views, offload, limit)
             rows.append({"plan": title, "views": views, "seconds": seconds, "gib": peak})
             _line(title, str(views), f"{seconds:.1f}", peak)
@@ -239,7 +270,9 @@ def main(arguments: list[str] | None = None, sizes: full_size.Sizes | None = Non
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--checkpoint", help="networks to measure, instead of random ones of the published sizes")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS)
-    parser.add_argument("--minutes", type=float, default=8.0, help="no section is begun after these")
+    parser.add_argument("--stages", nargs="+", choices=gpu_stages.KEYS, default=gpu_stages.KEYS,
+                        help="of the sections stages, ablation and profile")  # fmt: skip
+    parser.add_argument("--minutes", type=float, default=8.0, help="nothing more is begun after these")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--views", type=int, default=4)
     parser.add_argument("--voxels", type=int, default=full_size.VOXELS)
@@ -255,8 +288,7 @@ def main(arguments: list[str] | None = None, sizes: full_size.Sizes | None = Non
     print(f"torch {torch.__version__} on {_device_name(options.device)}", flush=True)
     run, started = Run(options, sizes), time.perf_counter()
     for section in options.only:
-        if time.perf_counter() - started > 60 * options.minutes:
-            print(f"\n== {section}: left out, {options.minutes:g} minutes have passed")
+        if not run.in_time(f"\n== {section}"):
             continue
         print(f"\n== {section} ({time.perf_counter() - started:.0f} s)", flush=True)
         try:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from trellis import backends
+from trellis.modules.attention import CondCache, ZeroCondition, stack_conditions
 from trellis.modules.precision import autocast_dtype, store_for_autocast
 from trellis.modules.sparse import SparseTensor
 from trellis.pipelines import TrellisVGGTTo3DPipeline
@@ -27,20 +28,36 @@ STRUCTURE = {"steps": 30, "cfg_strength": 7.5, "cfg_interval": (0.6, 1.0), "guid
 LATENT = {"steps": 12, "cfg_strength": 3.0, "cfg_interval": (0.6, 1.0), "guidance_rescale": 0.5, "rescale_t": 3.0}
 PLAIN = {"attention": "sdpa", "sparse_convolution": "torch", "norms": "torch", "feed_forward": "torch"}
 
+KEYS = ("vggt", "structure", "latent", "gaussians", "mesh", "surface")
+
 Comparable = Tensor | list[Tensor]
 
 
 @dataclass(frozen=True)
 class Stage:
-    """title: for a table. ours, plain: the same work done in two ways, each returning what can be compared.
+    """key: its short name. title: for a table. ours, plain: the same work done in two ways, each returning what can be
+    compared.
 
     networks: those that the stage runs, by their names in the pipeline.
+    step: what the stage repeats, if it repeats something. variants: other ways to do the same, by title.
     """
 
+    key: str
     title: str
     ours: Callable[[], Comparable]
     plain: Callable[[], Comparable]
     networks: tuple[str, ...]
+    step: Callable[[], Any] | None = None
+    variants: dict[str, Callable[[], Comparable]] = field(default_factory=dict)
+
+    @property
+    def once(self) -> Callable[[], Any]:
+        """The shortest call that shows all of the stage."""
+        return self.step or self.ours
+
+    @property
+    def once_title(self) -> str:
+        return f"one guided step of {self.key}" if self.step else self.title
 
 
 @contextmanager
@@ -108,8 +125,18 @@ def stages(
         flow = models["sparse_structure_flow_model"]
         return sampler.sample(flow, noise, cond, torch.zeros_like(cond), **structure).samples
 
-    def our_structure() -> Tensor:
-        return pipeline.sample_structure_latent(cond, 1, structure, batched=batched)
+    def our_structure(together: bool = batched) -> Tensor:
+        return pipeline.sample_structure_latent(cond, 1, structure, batched=together)
+
+    prepared: dict[str, CondCache] = {}
+
+    def structure_step() -> Tensor:
+        flow = models["sparse_structure_flow_model"]
+        if not prepared:
+            caches = [flow.precompute_condition(c) for c in (cond, ZeroCondition(1))]
+            prepared["both"] = stack_conditions(caches)
+        noise = pipeline.structure_noise(1).to(device)
+        return flow(torch.cat([noise, noise]), torch.full((2,), 800.0, device=device), prepared["both"])
 
     def plain_latent() -> Tensor:
         noise = SparseTensor(pipeline.latent_noise(1, len(coords)).to(device), coords.to(device))
@@ -120,17 +147,18 @@ def stages(
         return pipeline.sample_slat(view_conds, coords, 1, latent, batched=batched).feats
 
     found = [
-        Stage("VGGT aggregator", lambda: _kept(aggregate(images, pipeline.vggt, _levels(pipeline))),
+        Stage("vggt", "VGGT aggregator", lambda: _kept(aggregate(images, pipeline.vggt, _levels(pipeline))),
               lambda: _plain_aggregator(pipeline, images), ("vggt",)),
-        Stage(f"structure, {structure['steps']} steps", our_structure, plain_structure,
-              ("sparse_structure_flow_model",)),
-        Stage(f"latent, {latent['steps']} steps", our_latent, plain_latent, ("slat_flow_model",)),
+        Stage("structure", f"structure, {structure['steps']} steps", our_structure, plain_structure,
+              ("sparse_structure_flow_model",), structure_step,
+              {"conditions together" if not batched else "conditions apart": lambda: our_structure(not batched)}),
+        Stage("latent", f"latent, {latent['steps']} steps", our_latent, plain_latent, ("slat_flow_model",)),
     ]  # fmt: skip
     if "slat_decoder_gs" in models:
-        found.append(Stage("Gaussian decode", gaussians, gaussians, ("slat_decoder_gs",)))
+        found.append(Stage("gaussians", "Gaussian decode", gaussians, gaussians, ("slat_decoder_gs",)))
     if decoder is not None:
-        found.append(Stage("mesh network", mesh_network, mesh_network, ("slat_decoder_mesh",)))
-        found.append(Stage("FlexiCubes", surface, surface, ("slat_decoder_mesh",)))
+        found.append(Stage("mesh", "mesh network", mesh_network, mesh_network, ("slat_decoder_mesh",)))
+        found.append(Stage("surface", "FlexiCubes", surface, surface, ("slat_decoder_mesh",)))
     return found
 
 

@@ -32,6 +32,19 @@ def test_ours_and_the_plain_path_agree(tmp_path, capsys):
     assert len(results["memory"]) == 3
 
 
+def test_chosen_stages_are_taken_apart(capsys):
+    sections = ["stages", "ablation", "profile"]
+    results = gpu.main([*SMALL, "--only", *sections, "--stages", "structure", "gaussians"], SIZES)
+    printed = capsys.readouterr().out
+    assert "failed" not in results
+    assert [row["stage"] for row in results["stages"]] == ["structure, 2 steps", "Gaussian decode"]
+    changes = {(row["stage"], row["change"]) for row in results["ablation"]}
+    assert ("structure, 2 steps", "conditions apart") in changes and ("Gaussian decode", "as it is") in changes
+    for stage in results["profile"]:
+        assert 0 < len(stage["kernels"]) <= 15 and all(row["ms"] >= 0 for row in stage["kernels"])
+    assert "one guided step of structure" in printed and "aten::" in printed
+
+
 def test_candidates_are_compared(capsys):
     results = gpu.main([*SMALL, "--only", "backends"], SIZES)
     assert "failed" not in results, capsys.readouterr().err
@@ -51,6 +64,22 @@ def test_a_section_that_fails_does_not_stop_the_next(monkeypatch, capsys):
 def test_sections_beyond_the_time_are_left_out(capsys):
     assert gpu.main([*SMALL, "--only", "stages", "--minutes", "-1"], SIZES) == {}
     assert "left out" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("section", ["views", "memory"])
+def test_a_section_ends_in_time(section, monkeypatch, capsys):
+    """The clock runs out inside the section, after the first of its cases."""
+    run_in_time, asked = gpu.Run.in_time, []
+
+    def in_time(self, work):
+        asked.append(work)
+        if len(asked) == 3:  # the section itself, its first case, its second
+            self.deadline = 0.0
+        return run_in_time(self, work)
+
+    monkeypatch.setattr(gpu.Run, "in_time", in_time)
+    results = gpu.main([*SMALL, "--only", section], SIZES)
+    assert results[section] and asked[2] + ": left out" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("key", full_size.published_sizes())
