@@ -48,9 +48,9 @@ def pictures(gaussian: Gaussian, dense: Surface, recipe: Recipe) -> tuple[Camera
     large = cameras.scaled(recipe.picture_size * factor, recipe.picture_size * factor)
     views = []
     for view in gaussian_views(gaussian, large):
-        image = torch.from_numpy(np.concatenate([view.color * view.alpha[..., None], view.alpha[..., None]], axis=2))
-        small = F.avg_pool2d(image.permute(2, 0, 1)[None], factor)[0].permute(1, 2, 0).numpy()
-        views.append(View((small[..., :3] / np.maximum(small[..., 3:], 1e-3)).clip(0, 1), small[..., 3]))
+        image = torch.cat([view.color * view.alpha[..., None], view.alpha[..., None]], dim=2)
+        small = F.avg_pool2d(image.permute(2, 0, 1)[None], factor)[0].permute(1, 2, 0)
+        views.append(View((small[..., :3] / small[..., 3:].clamp_min(1e-3)).clamp(0, 1), small[..., 3]))
     return cameras, views
 
 
@@ -68,8 +68,8 @@ def optimise(
         hit = looker.look(cameras, k)
         inside = hit.face_ids >= 0
         uvs = looker.interpolate(hit, atlas.uvs)[inside]
-        lookups.append(torch.from_numpy(np.stack([2 * uvs[:, 0] - 1, 1 - 2 * uvs[:, 1]], axis=1))[None, None])
-        targets.append(torch.from_numpy(np.ascontiguousarray(view.color[inside])))
+        lookups.append(torch.stack([2 * uvs[:, 0] - 1, 1 - 2 * uvs[:, 1]], dim=1)[None, None])
+        targets.append(view.color[inside])
     texture = torch.zeros(1, 3, size, size, requires_grad=True)
     optimiser = torch.optim.Adam([texture], lr=1e-2, betas=(0.5, 0.9))
     generator = torch.Generator().manual_seed(0)
@@ -92,7 +92,14 @@ def optimise(
     return dilate(image, known)
 
 
-def unseen_psnr(texture: np.ndarray, atlas: Atlas, gaussian: Gaussian, count: int = 20, size: int = 512) -> float:
+def unseen_psnr(
+    texture: np.ndarray,
+    atlas: Atlas,
+    gaussian: Gaussian,
+    device: torch.device | str = "cpu",
+    count: int = 20,
+    size: int = 512,
+) -> float:
     """Mean PSNR in dB of the textured mesh against the splats, where both are, from `count` random cameras."""
     rng = np.random.default_rng(7)
     center, radius = atlas.surface.bounding_sphere()
@@ -104,11 +111,11 @@ def unseen_psnr(texture: np.ndarray, atlas: Atlas, gaussian: Gaussian, count: in
     cameras = Cameras(cameras.extrinsics @ to_center, cameras.intrinsics, cameras.image_size)
     looker, image = Looker(atlas.surface), torch.from_numpy(texture).float().permute(2, 0, 1)[None]
     values = []
-    for k, view in enumerate(gaussian_views(gaussian, cameras)):
-        hit = looker.look(cameras, k)
+    for k, view in enumerate(gaussian_views(gaussian, cameras, device)):
+        view, hit = view.to("cpu"), looker.look(cameras, k)
         inside = (hit.face_ids >= 0) & (view.alpha > 0.5)
         uvs = looker.interpolate(hit, atlas.uvs)[inside]
-        lookup = torch.from_numpy(np.stack([2 * uvs[:, 0] - 1, 1 - 2 * uvs[:, 1]], axis=1))[None, None]
-        shown = F.grid_sample(image, lookup, align_corners=False)[0, :, 0].T.numpy()
-        values.append(-10 * np.log10(np.square(shown - view.color[inside]).mean()))
+        lookup = torch.stack([2 * uvs[:, 0] - 1, 1 - 2 * uvs[:, 1]], dim=1)[None, None]
+        shown = F.grid_sample(image, lookup, align_corners=False)[0, :, 0].T
+        values.append(-10 * np.log10((shown - view.color[inside]).square().mean()))
     return float(np.mean(values))

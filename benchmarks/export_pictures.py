@@ -74,14 +74,15 @@ def _mesh_pictures(asset: TexturedMesh, camera: Cameras) -> list[np.ndarray]:
     surface = Surface(asset.vertices, asset.faces)
     looker = Looker(surface)
     hit = looker.look(camera, 0)
-    inside = hit.face_ids >= 0
-    uvs = looker.interpolate(hit, asset.uvs)
+    face_ids = hit.face_ids.numpy()
+    inside = face_ids >= 0
+    uvs = looker.interpolate(hit, asset.uvs).numpy()
     lookup = torch.from_numpy(np.stack([2 * uvs[..., 0] - 1, 1 - 2 * uvs[..., 1]], axis=-1))[None]
     image = torch.from_numpy(asset.texture).float().permute(2, 0, 1)[None] / 255
     shown = F.grid_sample(image, lookup, align_corners=False, padding_mode="border")[0].permute(1, 2, 0).numpy()
     textured = np.where(inside[..., None], shown, _BEHIND)
     textured[inside & (_facing(surface, hit, camera) < -0.05)] = _HOLE  # a back side: one looks into the object
-    border = _border_sides(asset)[hit.face_ids]  # [H, W, 3] by the corner across from the side
+    border = _border_sides(asset)[face_ids]  # [H, W, 3] by the corner across from the side
     lines = ((_pixels_to_sides(hit) < _WIRE) & border).any(axis=-1) & inside
     return [textured, np.where(lines[..., None], (0.9, 0.1, 0.1), textured), _wires(surface, camera)]
 
@@ -93,20 +94,21 @@ def _wires(surface: Surface, camera: Cameras) -> np.ndarray:
     wire = _pixels_to_sides(hit).min(axis=-1) < _WIRE / 2
     gray = np.repeat((0.45 + 0.5 * facing.clip(0, 1))[..., None], 3, axis=-1)
     gray[facing < -0.05] = _HOLE
-    return np.where((hit.face_ids >= 0)[..., None], np.where(wire[..., None], gray * 0.45, gray), _BEHIND)
+    return np.where((hit.face_ids.numpy() >= 0)[..., None], np.where(wire[..., None], gray * 0.45, gray), _BEHIND)
 
 
 def _facing(surface: Surface, hit: Hit, camera: Cameras) -> np.ndarray:
     """[H, W]: cosine between each pixel's face and the way to the camera."""
-    toward = camera.centers[0].numpy() - Looker(surface).interpolate(hit, surface.vertices)
+    toward = camera.centers[0].numpy() - Looker(surface).interpolate(hit, surface.vertices).numpy()
     toward /= np.maximum(np.linalg.norm(toward, axis=-1, keepdims=True), 1e-9)
-    return np.einsum("hwk,hwk->hw", surface.face_normals()[hit.face_ids], toward)
+    return np.einsum("hwk,hwk->hw", surface.face_normals()[hit.face_ids.numpy()], toward)
 
 
 def _pixels_to_sides(hit: Hit) -> np.ndarray:
     """[H, W, 3]: to each side of the face, from barycentrics and their growth per pixel."""
-    growth = np.linalg.norm(np.stack(np.gradient(hit.barycentrics, axis=(0, 1))), axis=0)
-    return hit.barycentrics / np.maximum(growth, 1e-6)
+    barycentrics = hit.barycentrics.numpy()
+    growth = np.linalg.norm(np.stack(np.gradient(barycentrics, axis=(0, 1))), axis=0)
+    return barycentrics / np.maximum(growth, 1e-6)
 
 
 def _border_sides(asset: TexturedMesh) -> np.ndarray:

@@ -129,7 +129,7 @@ class Run:
     def tests(self) -> None:
         command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-rs", "-p", "no:cacheprovider",
                    "--continue-on-collection-errors"]
-        rooms = ("modules", "renderers", "pipelines", "test_backends.py")
+        rooms = ("modules", "renderers", "pipelines", "export", "test_backends.py")
         self.results["tests"] = subprocess.run([*command, *(f"tests/{room}" for room in rooms)], cwd=ROOT).returncode
 
     def backends(self) -> None:

@@ -79,10 +79,7 @@ def asset_from_views(mesh: Any, views: Views, texture_size: int = 512, max_faces
     low = simplify(surface_of(mesh), 0.0, max_faces)
     atlas = unwrap(low, texture_size)
     texels = texels_of(atlas, texture_size)
-    pictures = (
-        View(image.permute(1, 2, 0).numpy(), mask[0].numpy())
-        for image, mask in zip(views.images, views.masks, strict=True)
-    )
+    pictures = (View(image.permute(1, 2, 0), mask[0]) for image, mask in zip(views.images, views.masks, strict=True))
     colors, _ = bake_views(atlas, texels, views.cameras, pictures)
     color = srgb_to_linear(torch.from_numpy(paint(texels, colors)).permute(2, 0, 1).contiguous())
     return Asset(welded(atlas.vertices, atlas.faces, atlas.uvs), plain_material(color))

@@ -93,7 +93,7 @@ def slimmed(asset: Asset, max_faces: int, texture_size: int) -> Asset:
         for index in range(len(cameras)):
             image = render(geometry, material, None, extrinsics[index], cameras.intrinsics[index],
                            cameras.height_width(index))  # fmt: skip
-            yield View(on_white(image).numpy(), image[..., 3].numpy())
+            yield View(on_white(image), image[..., 3])
 
     texels = texels_of(atlas, texture_size)
     colors, _ = bake_views(atlas, texels, cameras, pictures())

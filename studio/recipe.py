@@ -103,20 +103,23 @@ class Recipe:
         self._add("decode", ("latent",), {}, lambda slat, report: stages.decode(slat, pipeline, report))
         self._add(
             "mesh", ("decode",), {"simplify": s.simplify, "watertight": s.watertight},
-            lambda decoded, report: stages.mesh(decoded[1], s, report),
+            lambda decoded, report: stages.mesh(decoded[1], s, report, pipeline.device),
         )  # fmt: skip
         if self.paints_photographs(s):
             self._add(
                 "bake", ("mesh", "decode", "prepare", "cameras"),
                 {"texture_size": s.texture_size, "stated": [camera and camera.as_json() for camera in self._stated]},
                 lambda surfaces, decoded, prepared, conditions, report: stages.bake(
-                    surfaces, decoded[0], s, report, prepared, with_stated(conditions.cameras, self._stated)
+                    surfaces, decoded[0], s, report, prepared, with_stated(conditions.cameras, self._stated),
+                    pipeline.device,
                 ),
             )  # fmt: skip
         else:
             self._add(
                 "bake", ("mesh", "decode"), {"texture_size": s.texture_size},
-                lambda surfaces, decoded, report: stages.bake(surfaces, decoded[0], s, report),
+                lambda surfaces, decoded, report: stages.bake(
+                    surfaces, decoded[0], s, report, device=pipeline.device
+                ),
             )  # fmt: skip
         self._add(
             "video", ("decode",), {"frames": s.video_frames, "size": s.video_size},

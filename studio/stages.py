@@ -28,9 +28,8 @@ from trellis.export.clean import CleanOptions, clean
 from trellis.export.distance import surface_distance
 from trellis.export.gltf import TexturedMesh
 from trellis.export.photographs import Photographs
-from trellis.export.pipeline import ExportOptions, bake_texture, simplified
+from trellis.export.pipeline import ExportOptions, simplified, textured
 from trellis.export.surface import Surface, surface_of
-from trellis.export.unwrap import unwrap
 from trellis.modules.sparse import SparseTensor
 from trellis.pipelines.background import rembg_available
 from trellis.pipelines.conditioning import Conditions
@@ -206,13 +205,15 @@ def decode(slat: SparseTensor, pipeline: TrellisVGGTTo3DPipeline, report: Report
     return gaussian, mesh
 
 
-def mesh(decoded: MeshExtractResult, settings: ReconstructSettings, report: Report) -> Surfaces:
-    """The surface before and after simplification."""
+def mesh(
+    decoded: MeshExtractResult, settings: ReconstructSettings, report: Report, device: torch.device | str = "cpu"
+) -> Surfaces:
+    """The surface before and after simplification. `device` draws the pictures that tell what is hidden."""
     options = ExportOptions(clean=CleanOptions(watertight=settings.watertight))
     report(0, 3)
-    dense = clean(surface_of(decoded), options.clean)
+    dense = clean(surface_of(decoded), options.clean, device)
     report(1, 3)
-    low = simplified(dense, settings.simplify, options)
+    low = simplified(dense, settings.simplify, options, device)
     report(2, 3)
     apart = surface_distance(dense, low)
     report(3, 3)
@@ -226,23 +227,23 @@ def bake(
     report: Report,
     prepared: Sequence[PreparedView] = (),
     cameras: Cameras | None = None,
+    device: torch.device | str = "cpu",
 ) -> TexturedMesh:
-    """The simplified surface, unfolded and painted from the splats, and from the views if their `cameras` are given."""
+    """The simplified surface, unfolded and painted from the splats, and from the views if their `cameras` are given.
+
+    `device` draws the splats and compares them with the surface.
+    """
     options = ExportOptions()
-    total = options.num_views + 1
+    photographs = None if cameras is None else _photographs(prepared, cameras)
+    total = 1 + options.num_views + (0 if cameras is None else len(cameras))
 
     def painted(stage: str, step: int, of: int) -> None:
-        nonlocal total
-        total = of + 1
-        report(step + 1, total)
+        report(step if stage == "unwrap" else step + 1, total)
 
-    report(0, total)
-    atlas = unwrap(surfaces.low, settings.texture_size, options.unwrap)
-    report(1, total)
-    texture = bake_texture(atlas, surfaces.dense, gaussian, settings.texture_size, options, painted,
-                           None if cameras is None else _photographs(prepared, cameras))  # fmt: skip
-    report(total, total, previews.array(texture))
-    return TexturedMesh(atlas.vertices, atlas.faces, atlas.uvs, atlas.normals, texture)
+    asset = textured(surfaces.low, surfaces.dense, gaussian, settings.texture_size, options, painted, photographs,
+                     device)  # fmt: skip
+    report(total, total, previews.array(asset.texture))
+    return asset
 
 
 def _photographs(prepared: Sequence[PreparedView], cameras: Cameras) -> Photographs:

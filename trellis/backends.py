@@ -34,6 +34,7 @@ class Candidate:
     devices: kinds of device it runs on.
     licence: SPDX identifier of what it stands on.
     package: what has to be installed, as it is imported; None if that is this package alone.
+    computes_on: the kind of device it moves all tensors to; None if it works where they are.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Candidate:
     devices: tuple[str, ...]
     licence: str
     package: str | None = None
+    computes_on: str | None = None
 
 
 # Need -> candidates, the preferred one first; the reference, which runs everywhere, is last. Candidates after the
@@ -67,7 +69,7 @@ NEEDS: dict[str, tuple[Candidate, ...]] = {
     ),
     "gaussian_splatting": (
         Candidate("gsplat", "trellis.renderers.gaussian_gsplat", ("cuda",), "Apache-2.0", "gsplat"),
-        Candidate("numba", "trellis.renderers.gaussian_numba", ("cpu", "cuda"), "Apache-2.0"),
+        Candidate("numba", "trellis.renderers.gaussian_numba", ("cpu", "cuda"), "Apache-2.0", computes_on="cpu"),
         Candidate(
             "diff-gaussian-rasterization",
             "trellis.renderers.gaussian_diff",
@@ -78,7 +80,7 @@ NEEDS: dict[str, tuple[Candidate, ...]] = {
     ),
     "mesh_rasterisation": (
         Candidate("triton", "trellis.renderers.mesh_triton", ("cuda",), "Apache-2.0", "triton"),
-        Candidate("numba", "trellis.renderers.mesh_numba", ("cpu", "cuda"), "Apache-2.0"),
+        Candidate("numba", "trellis.renderers.mesh_numba", ("cpu", "cuda"), "Apache-2.0", computes_on="cpu"),
         Candidate(
             "nvdiffrast",
             "trellis.renderers.mesh_nvdiffrast",
@@ -153,6 +155,11 @@ def choice(need: str, device: Any) -> Candidate:
 def name_of(need: str, device: Any) -> str:
     """Its name."""
     return choice(need, device).name
+
+
+def place(need: str, device: Any) -> Any:
+    """Where to keep the tensors of long work with a need: `device`, or the one that what meets it there computes on."""
+    return choice(need, device).computes_on or device
 
 
 def used(device: Any) -> dict[str, Candidate]:

@@ -43,9 +43,8 @@ def test_a_smooth_paint_is_recovered_from_pictures():
     vertices, faces = torch.from_numpy(atlas.vertices), torch.from_numpy(atlas.faces)
     for k in range(len(cameras)):
         view = mesh_raster.render_mesh(vertices, faces, vertices, cameras, k, antialiased=False)
-        mask = view["mask"].numpy()
-        color = (paint_at(view["attributes"].numpy()) * mask).astype(np.float32)
-        pictures.append(View(color, mask[..., 0]))
+        color = torch.from_numpy(paint_at(view["attributes"].numpy())).float() * view["mask"]
+        pictures.append(View(color, view["mask"][..., 0]))
     done = []
     colors, shown = bake_views(atlas, texels, cameras, iter(pictures), done.append)
     assert shown > 0.999 and done == list(range(1, 25))
@@ -101,9 +100,9 @@ def test_splats_seen_through_gaps_do_not_count_and_offset_splats_do():
     def pictures(offset, gaps):
         for k in range(len(cameras)):
             hit = looker.look(cameras, k)
-            through = rng.random(hit.depth.shape) < gaps
-            color = np.where(through[..., None], [0, 1, 0], [1, 0, 0]).astype(np.float32)
-            yield View(color, np.ones_like(hit.depth), (hit.depth + offset + 0.6 * through).astype(np.float32))
+            through = torch.from_numpy(rng.random(hit.depth.shape) < gaps)
+            color = torch.stack([~through, through, torch.zeros_like(through)], dim=-1).float()
+            yield View(color, torch.ones_like(hit.depth), hit.depth + offset + 0.6 * through)
 
     colors, shown = bake_views(atlas, texels, cameras, pictures(0, 0.2))
     assert shown > 0.95 and (colors[:, 1] < 0.05).mean() > 0.99
@@ -129,7 +128,7 @@ def test_solving_explains_an_unseen_picture_better_than_averaging():
         return (rippled(values[..., :3]) * mask).astype(np.float32), mask[..., 0], values[..., 3:]
 
     system = TextureSystem(atlas, size)
-    views = (View(*picture(cameras, k)[:2]) for k in range(len(cameras)))
+    views = (View(*map(torch.from_numpy, picture(cameras, k)[:2])) for k in range(len(cameras)))
     colors, _ = bake_views(atlas, texels, cameras, views, system=system)
     averaged = paint(texels, colors)
     steps = []
@@ -150,20 +149,21 @@ def test_the_stencil_is_that_of_the_sampled_pixels():
     cameras = surround(atlas.surface, 1, 48)
     looker = Looker(atlas.surface)
     hit = looker.look(cameras, 0)
-    color = np.random.default_rng(0).random((48, 48, 3)).astype(np.float32)
+    color = torch.rand(48, 48, 3, generator=torch.Generator().manual_seed(1))
     system = TextureSystem(atlas, 32)
-    system.add(color, np.ones((48, 48), np.float32), hit, cameras.centers[0].numpy())
+    system.add(color, torch.ones(48, 48), hit, cameras.centers[0])
     # The same weights through autograd: the gradient of the weighted squared error at a random texture.
     texture = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
     uvs = looker.interpolate(hit, atlas.uvs)
-    lookup = torch.from_numpy(np.stack([2 * uvs[..., 0] - 1, 1 - 2 * uvs[..., 1]], axis=-1)[None])
+    lookup = torch.stack([2 * uvs[..., 0] - 1, 1 - 2 * uvs[..., 1]], dim=-1)[None]
     shown = torch.nn.functional.grid_sample(texture, lookup, align_corners=False, padding_mode="border")[0]
     normals = atlas.surface.face_vectors()
     normals /= np.linalg.norm(normals, axis=1, keepdims=True)
-    toward = cameras.centers[0].numpy() - atlas.vertices[atlas.faces[hit.face_ids, 0]]
-    cosine = np.einsum("hwk,hwk->hw", toward / np.linalg.norm(toward, axis=-1, keepdims=True), normals[hit.face_ids])
-    weight = np.where((hit.face_ids >= 0) & (cosine >= 0.2), cosine**2, 0)
-    error = shown - torch.from_numpy(color).permute(2, 0, 1)
+    face_ids = hit.face_ids.numpy()
+    toward = cameras.centers[0].numpy() - atlas.vertices[atlas.faces[face_ids, 0]]
+    cosine = np.einsum("hwk,hwk->hw", toward / np.linalg.norm(toward, axis=-1, keepdims=True), normals[face_ids])
+    weight = np.where((face_ids >= 0) & (cosine >= 0.2), cosine**2, 0)
+    error = shown - color.permute(2, 0, 1)
     (0.5 * torch.from_numpy(weight) * error**2).sum().backward()
     start = texture.detach()[0].permute(1, 2, 0).contiguous().numpy()
     assert np.allclose(system.gradient(start), texture.grad[0].permute(1, 2, 0).numpy(), atol=1e-4)

@@ -14,6 +14,7 @@ from trellis.export.pipeline import bake_texture
 from trellis.export.surface import surface_of
 from trellis.export.texels import texels_of
 from trellis.export.unwrap import unwrap
+from trellis.export.views import gaussian_views, surround
 from trellis.renderers import mesh_raster
 from trellis.renderers.cameras import orbit
 from trellis.representations.gaussian import SH_DC, Gaussian
@@ -113,7 +114,7 @@ def test_photographs_of_other_exposures_beat_splats_alone():
     gaussian.from_rotation(torch.tensor([[1.0, 0, 0, 0]]).repeat(len(points), 1))
     gaussian.from_opacity(torch.full((len(points), 1), 0.9))
     atlas = unwrap(surface_of(mesh_of(ball.vertices, ball.faces)), 256)
-    dense, texels = atlas.surface, texels_of(atlas, 256)
+    texels = texels_of(atlas, 256)
     yaw = torch.tensor([0.0, 1.25, 2.5, 3.75, 5.0])
     cameras = orbit(yaw, torch.tensor([0.3, -0.3, 0.3, -0.3, 0.3]), 2.0, 40.0, 384)
     vertices, faces = torch.from_numpy(atlas.vertices), torch.from_numpy(atlas.faces)
@@ -122,11 +123,12 @@ def test_photographs_of_other_exposures_beat_splats_alone():
         view = mesh_raster.render_mesh(vertices, faces, vertices, cameras, k, antialiased=False)
         image = to_srgb(to_linear(fine_paint(view["attributes"].numpy())) * gain).clip(0, 1)
         images.append(torch.from_numpy(image).float().permute(2, 0, 1))
-    options = ExportOptions(num_views=12, view_resolution=192)
     quiet = lambda *step: None  # noqa: E731
     psnr = []
     for photographs in (None, Photographs(images, cameras)):
-        texture = bake_texture(atlas, dense, gaussian, 256, options, quiet, photographs) / 255
+        ring = surround(atlas.surface, 12, 192)
+        views = gaussian_views(gaussian, ring)
+        texture = bake_texture(atlas, ring, views, 256, ExportOptions(), quiet, photographs) / 255
         error = texture[texels.rows, texels.columns] - fine_paint(texels.positions)
         psnr.append(-10 * np.log10(np.square(error)[np.abs(texels.positions[:, 2]) < 0.3].mean()))
     assert psnr[1] > psnr[0] + 8 and psnr[1] > 28

@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 import numpy as np
+import torch
 from scipy.spatial import cKDTree
 
+from trellis import backends
 from trellis.export.solve import TextureSystem
 from trellis.export.texels import Texels
 from trellis.export.trust import judge
@@ -36,6 +38,7 @@ def bake_views(
     views: Iterable[View],
     on_view: Callable[[int], None] | None = None,
     system: TextureSystem | None = None,
+    device: torch.device | str = "cpu",
 ) -> tuple[np.ndarray, float]:
     """Blend the pictures into texel colours.
 
@@ -46,24 +49,26 @@ def bake_views(
         views: pictures of the object in the order of the cameras; consumed one at a time.
         on_view: called with the number of pictures done; may raise to stop.
         system: also takes in every picture.
+        device: where the pictures are compared with the surface.
 
     Returns:
         [T, 3] float32 sRGB in [0, 1], and the fraction of texels that some picture shows. Hidden texels take the
         colour of the nearest shown ones on the surface.
     """
-    looker = Looker(atlas.surface)
+    device = backends.place("mesh_rasterisation", device)
+    looker, cameras = Looker(atlas.surface, device), cameras.to(device)
     radius = atlas.surface.bounding_sphere()[1]
-    sums, weights = np.zeros((len(texels), 3), dtype=np.float32), np.zeros(len(texels), dtype=np.float32)
-    centers = cameras.centers.numpy()
-    normals = atlas.surface.face_normals()
+    seen, centers = SeenColors(texels, device), cameras.centers
+    normals = torch.from_numpy(atlas.surface.face_normals()).to(device)
     for k, view in enumerate(views):
-        hit = looker.look(cameras, k)
+        view, hit = view.to(device), looker.look(cameras, k)
         trusted, depth = judge(view, hit, normals, radius)
-        gather(texels, cameras, k, view.color, trusted, depth, DEPTH_TOLERANCE * max(radius, 1e-6), sums, weights)
+        seen.add(cameras, k, view.color, trusted, depth, DEPTH_TOLERANCE * max(radius, 1e-6))
         if system is not None:
             system.add(view.color, trusted, hit, centers[k])
         if on_view is not None:
             on_view(k + 1)
+    sums, weights = seen.sums.cpu().numpy(), seen.weights.cpu().numpy()
     shown = weights > 0
     colors = sums / np.maximum(weights, 1e-12)[:, None]
     colors = fill_hidden(texels, colors, shown, radius)
@@ -73,49 +78,92 @@ def bake_views(
     return colors, float(shown.mean()) if len(texels) else 0.0
 
 
-def gather(
-    texels: Texels,
-    cameras: Cameras,
-    index: int,
-    color: np.ndarray,
-    trusted: np.ndarray,
-    depth: np.ndarray,
-    tolerance: float,
-    sums: np.ndarray | None = None,
-    weights: np.ndarray | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Project the texels into one picture and add up what they see there.
+class SeenColors:
+    """What pictures show at some texels, added up on a device.
 
-    Args:
-        texels: T of them.
-        cameras, index: the picture was taken by `cameras[index]`.
-        color: [H, W, 3] float32.
-        trusted: [H, W] float32 in [0, 1].
-        depth: [H, W] float32 of the surface, infinite where empty.
-        tolerance: how far a texel may lie from that depth and still be what the picture shows, on top of what the
-            slant of the surface makes of a pixel.
-        sums, weights: [T, 3] and [T] float32 to add to; None starts from zero.
-
-    Returns:
-        Sums of weighted colours and of weights.
+    Attributes:
+        sums: [T, 3] float32, weighted colours.
+        weights: [T] float32.
     """
-    sums = np.zeros((len(texels), 3), dtype=np.float32) if sums is None else sums
-    weights = np.zeros(len(texels), dtype=np.float32) if weights is None else weights
-    with exclusive():
-        _gather(
-            texels.positions,
-            texels.normals,
-            cameras.extrinsics[index].numpy(),
-            cameras.intrinsics[index].numpy(),
-            cameras.centers[index].numpy(),
-            np.ascontiguousarray(color),
-            trusted,
-            depth,
-            np.float32(tolerance),
-            sums,
-            weights,
-        )
-    return sums, weights
+
+    def __init__(self, texels: Texels, device: torch.device | str = "cpu") -> None:
+        self._positions = torch.from_numpy(texels.positions).to(device)
+        self._normals = torch.from_numpy(texels.normals).to(device)
+        self.sums = torch.zeros_like(self._positions)
+        self.weights = self.sums.new_zeros(len(texels))
+
+    def add(
+        self,
+        cameras: Cameras,
+        index: int,
+        color: torch.Tensor,
+        trusted: torch.Tensor,
+        depth: torch.Tensor,
+        tolerance: float,
+    ) -> None:
+        """Project the texels into one picture and add up what they see there.
+
+        Args:
+            cameras, index: the picture was taken by `cameras[index]`.
+            color: [H, W, 3] float32.
+            trusted: [H, W] float32 in [0, 1].
+            depth: [H, W] float32 of the surface, infinite where empty.
+            tolerance: how far a texel may lie from that depth and still be what the picture shows, on top of what the
+                slant of the surface makes of a pixel.
+            All tensors on the device of the sums.
+        """
+        lens = cameras.extrinsics[index], cameras.intrinsics[index], cameras.centers[index]
+        tensors = self._positions, self._normals, *lens, color.contiguous(), trusted, depth
+        if self.sums.device.type != "cpu":
+            gather_in_torch(*tensors, tolerance, self.sums, self.weights)
+            return
+        with exclusive():
+            _gather(*(t.numpy() for t in tensors), np.float32(tolerance), self.sums.numpy(), self.weights.numpy())
+
+
+def gather_in_torch(
+    positions: torch.Tensor,
+    normals: torch.Tensor,
+    extrinsics: torch.Tensor,
+    intrinsics: torch.Tensor,
+    center: torch.Tensor,
+    color: torch.Tensor,
+    trusted: torch.Tensor,
+    depth: torch.Tensor,
+    tolerance: float,
+    sums: torch.Tensor,
+    weights: torch.Tensor,
+) -> None:
+    """`SeenColors.add` on any device, without waiting for it: adds to `sums` [T, 3] and `weights` [T]."""
+    height, width = depth.shape
+    to_camera = center - positions
+    cosine = (to_camera * normals).sum(1) / to_camera.norm(dim=1)
+    # Written out: a matrix product may run in reduced precision.
+    local = (extrinsics[:3, :3] * positions[:, None, :]).sum(2) + extrinsics[:3, 3]
+    depth_here = local[:, 2]
+    place = local[:, :2] / depth_here[:, None]
+    column = intrinsics[0, 0] * place[:, 0] + intrinsics[0, 2] - 0.5
+    row = intrinsics[1, 1] * place[:, 1] + intrinsics[1, 2] - 0.5
+    left, top = column.floor(), row.floor()
+    shown = (cosine > _MIN_COSINE) & (depth_here > 0)
+    shown &= (left >= 0) & (top >= 0) & (left + 1 < width) & (top + 1 < height)
+    right_share, low_share = column - left, row - top
+    slope = (1 - cosine * cosine).clamp_min(0).sqrt() / cosine
+    allowed = tolerance + 1.5 * slope * depth_here / intrinsics[0, 0]
+    corner = torch.where(shown, top * width + left, 0).long()
+    layers = torch.cat([color.reshape(-1, 3), trusted.reshape(-1, 1), depth.reshape(-1, 1)], dim=1)
+    total, mixed = torch.zeros_like(weights), torch.zeros_like(sums)
+    for dy in range(2):
+        for dx in range(2):
+            found = layers[corner + (dy * width + dx)]
+            shown &= (found[:, 4] - depth_here).abs() <= allowed
+            share = (right_share if dx else 1 - right_share) * (low_share if dy else 1 - low_share) * found[:, 3]
+            total += share
+            mixed += share[:, None] * found[:, :3]
+    weight = torch.where(shown, cosine**4, 0)
+    # Where nothing is shown the shares may be anything, also not a number.
+    sums += torch.where(shown[:, None], weight[:, None] * mixed, 0)
+    weights += torch.where(shown, weight * total, 0)
 
 
 def fill_hidden(

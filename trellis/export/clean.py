@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from trellis.errors import InputError
 from trellis.export.hidden import behind_necks, cut_between
@@ -51,8 +52,13 @@ class CleanOptions:
     watertight: bool = False
 
 
-def clean(surface: Surface, options: CleanOptions | None = None) -> Surface:
+def clean(surface: Surface, options: CleanOptions | None = None, device: torch.device | str = "cpu") -> Surface:
     """The visible outer surface, consistently wound with its faces outward, at most two of them on an edge.
+
+    Args:
+        surface: as decoded.
+        options: None for the usual ones.
+        device: where to look at it from all around; all else is done on the CPU.
 
     Raises:
         InputError: nothing usable is left.
@@ -60,7 +66,7 @@ def clean(surface: Surface, options: CleanOptions | None = None) -> Surface:
     options = options or CleanOptions()
     surface = drop_broken_faces(reduced(surface, MAX_FACES))
     surface = drop_specks(surface, options.speck_size)
-    surface = drop_hidden(surface, options)
+    surface = drop_hidden(surface, options, device)
     if options.fill_holes:
         surface = fill_small_holes(surface, options.max_hole_area)
     return make_watertight(surface) if options.watertight else make_manifold(surface)
@@ -141,7 +147,7 @@ def drop_specks(surface: Surface, speck_size: float) -> Surface:
     return surface.select_faces((diagonals >= min(speck_size, 1) * diagonals.max())[labels])
 
 
-def drop_hidden(surface: Surface, options: CleanOptions) -> Surface:
+def drop_hidden(surface: Surface, options: CleanOptions, device: torch.device | str = "cpu") -> Surface:
     """Without what no camera around the object sees; pieces turned so that their front is what is seen.
 
     Separate pieces go as a whole when hardly any of them is visible. Within a visible piece the faces that are seen
@@ -151,7 +157,7 @@ def drop_hidden(surface: Surface, options: CleanOptions) -> Surface:
     edges = _edges(surface)
     flip = flips_to_agree(edges)
     surface = Surface(surface.vertices, _reversed_where(flip, surface.faces), surface.colors)
-    sightings = count_sightings(surface, surround(surface, options.num_views, options.resolution))
+    sightings = count_sightings(surface, surround(surface, options.num_views, options.resolution), device)
     number, labels = pieces(edges)
     areas = surface.face_areas()
     fraction = sightings.fraction

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
+import torch
 
 from trellis.export.surface import Surface
 from trellis.export.topology import row_ids
@@ -36,7 +37,7 @@ def without_fins(surface: Surface) -> Surface:
     return surface.select_faces(keep) if keep.any() and not keep.all() else surface
 
 
-def unfold(surface: Surface) -> Surface:
+def unfold(surface: Surface, device: torch.device | str = "cpu") -> Surface:
     """The same surface without the folds that cameras around it see from behind, as far as moving corners does it.
 
     Corners of faces whose back is seen more often than the front go towards the middle of their neighbours, if that
@@ -44,10 +45,11 @@ def unfold(surface: Surface) -> Surface:
 
     Args:
         surface: finite, vertices at one place joined.
+        device: where to look at it.
     """
     cameras = surround(surface, _VIEWS, _RESOLUTION)
     for _ in range(_ROUNDS):
-        sightings = count_sightings(surface, cameras)
+        sightings = count_sightings(surface, cameras, device)
         corners = np.unique(surface.faces[sightings.back > sightings.front])
         smoothed = _smoothed(surface, corners)
         if np.array_equal(smoothed, surface.vertices):

@@ -15,7 +15,7 @@ import torch
 from scipy import ndimage
 
 from trellis.errors import InputError
-from trellis.export.bake import DEPTH_TOLERANCE, gather
+from trellis.export.bake import DEPTH_TOLERANCE, SeenColors
 from trellis.export.texels import Texels
 from trellis.export.unwrap import Atlas
 from trellis.export.views import Looker
@@ -91,12 +91,14 @@ def blend_photographs(
     seen: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # texel indices, linear colours, weights
     for k in range(len(cameras)):
         hit = looker.look(cameras, k)
-        depth = np.where(hit.face_ids >= 0, hit.depth, np.float32(np.inf))
+        depth = hit.depth.masked_fill(hit.face_ids < 0, float("inf"))
         alpha = None if photographs.alphas is None else photographs.alphas[k][0].detach().cpu().float().numpy()
         pixel = float(hit.depth.max()) / float(cameras.intrinsics[k, 0, 0])
-        trusted = _feathered(depth, alpha, DEPTH_TOLERANCE * radius + _STEEP * pixel)
-        color = np.ascontiguousarray(photographs.images[k].detach().cpu().float().permute(1, 2, 0).numpy())
-        sums, weights = gather(texels, cameras, k, color, trusted, depth, DEPTH_TOLERANCE * radius)
+        trusted = torch.from_numpy(_feathered(depth.numpy(), alpha, DEPTH_TOLERANCE * radius + _STEEP * pixel))
+        color = photographs.images[k].detach().cpu().float().permute(1, 2, 0)
+        shown = SeenColors(texels)
+        shown.add(cameras, k, color, trusted, depth, DEPTH_TOLERANCE * radius)
+        sums, weights = shown.sums.numpy(), shown.weights.numpy()
         index = np.flatnonzero(weights > 0)
         seen.append((index, to_linear(sums[index] / weights[index, None]), weights[index]))
         if on_view is not None:
@@ -105,7 +107,7 @@ def blend_photographs(
     sums, weights = np.zeros((len(texels), 3), np.float32), np.zeros(len(texels), np.float32)
     best = np.zeros(len(texels), np.float32)
     for (index, color, weight), gain in zip(seen, gains, strict=True):
-        best[index] = np.maximum(best[index], np.sqrt(weight))  # `gather` weighs with the fourth power of the cosine
+        best[index] = np.maximum(best[index], np.sqrt(weight))  # which grows with the fourth power of the cosine
         weight = weight**2  # the best view decides; averaging many blurs what their cameras do not agree on
         sums[index] += weight[:, None] * to_srgb(color * gain)
         weights[index] += weight

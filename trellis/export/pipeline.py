@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,7 @@ from trellis.representations.gaussian import Gaussian
 Progress = Callable[[str, int, int], None]  # (stage, step, of); may raise to cancel
 
 STAGES = ("clean", "simplify", "unwrap", "bake")
+_AHEAD = 16_000_000  # pixels of pictures to keep until the texture coordinates are there; 20 bytes each
 _LEAST_SIZE = 256  # of a texture that is baked for enlarging: gutters of two texels must remain
 
 
@@ -71,6 +74,7 @@ def export_mesh(
     options: ExportOptions | None = None,
     callback: Progress | None = None,
     photographs: Photographs | None = None,
+    device: torch.device | str | None = None,
 ) -> TexturedMesh:
     """Clean, simplify, unwrap and texture a decoded mesh.
 
@@ -84,6 +88,7 @@ def export_mesh(
         options: the rest.
         callback: called as (stage, step, of) with a stage of `STAGES`; an exception from it stops the export.
         photographs: pictures with known cameras, which replace the colours where they see the surface well.
+        device: where to draw and compare pictures; None for where the mesh is.
 
     Returns:
         The asset in the object frame; its `.export("x.glb")` writes it in glTF's frame, `.to_trimesh()` converts it.
@@ -93,50 +98,72 @@ def export_mesh(
     """
     options = options or ExportOptions()
     report = callback or _silent
+    if device is None:
+        device = getattr(mesh.vertices, "device", "cpu") if isinstance(mesh.vertices, torch.Tensor) else "cpu"
 
     report("clean", 0, 1)
-    dense = clean(surface_of(mesh), options.clean)
+    dense = clean(surface_of(mesh), options.clean, device)
     report("clean", 1, 1)
 
     report("simplify", 0, 1)
-    low = simplified(dense, simplify, options)
+    low = simplified(dense, simplify, options, device)
     report("simplify", 1, 1)
 
-    report("unwrap", 0, 1)
-    atlas = unwrap(low, texture_size, options.unwrap)
-    report("unwrap", 1, 1)
-
-    texture = bake_texture(atlas, dense, gaussian, texture_size, options, report, photographs)
-    return TexturedMesh(atlas.vertices, atlas.faces, atlas.uvs, atlas.normals, texture)
+    return textured(low, dense, gaussian, texture_size, options, report, photographs, device)
 
 
-def simplified(dense: Surface, ratio: float, options: ExportOptions) -> Surface:
+def simplified(dense: Surface, ratio: float, options: ExportOptions, device: torch.device | str = "cpu") -> Surface:
     """A clean surface with a fraction `ratio` of its triangles removed, or as many as the options aim at."""
-    low = simplify_surface(dense, ratio, options.max_faces, options.target_faces)
+    low = simplify_surface(dense, ratio, options.max_faces, options.target_faces, device)
     return make_watertight(low) if options.clean.watertight else low  # collapsing edges may pinch a closed surface
 
 
-def bake_texture(
-    atlas: Atlas,
+def textured(
+    low: Surface,
     dense: Surface,
     gaussian: Gaussian | None,
     texture_size: int,
     options: ExportOptions,
     report: Progress,
     photographs: Photographs | None = None,
+    device: torch.device | str = "cpu",
+) -> TexturedMesh:
+    """Unwrap the simplified surface and paint it as `bake_texture` does.
+
+    While xatlas works, in a process of its own, the pictures are drawn.
+    """
+    report("unwrap", 0, 1)
+    cameras = surround(dense, options.num_views, options.view_resolution)
+    views = _views(dense, gaussian, cameras, device)
+    with ThreadPoolExecutor(1) as executor:
+        unwrapping = executor.submit(unwrap, low, texture_size, options.unwrap)
+        views = _drawn_until(unwrapping, views, _AHEAD // options.view_resolution**2)
+        atlas = unwrapping.result()
+    report("unwrap", 1, 1)
+    texture = bake_texture(atlas, cameras, views, texture_size, options, report, photographs, device)
+    return TexturedMesh(atlas.vertices, atlas.faces, atlas.uvs, atlas.normals, texture)
+
+
+def bake_texture(
+    atlas: Atlas,
+    cameras: Cameras,
+    views: Iterator[View],
+    texture_size: int,
+    options: ExportOptions,
+    report: Progress,
+    photographs: Photographs | None = None,
+    device: torch.device | str = "cpu",
 ) -> np.ndarray:
-    """The base colour [S, S, 3] uint8 sRGB of an atlas, from splats or else from the dense mesh's vertex colours.
+    """The base colour [S, S, 3] uint8 sRGB of an atlas, from pictures of the object in the order of the cameras.
 
     With photographs, those replace it where they see the surface well.
     """
-    cameras = surround(dense, options.num_views, options.view_resolution)
     total = len(cameras) + (0 if photographs is None else len(photographs.cameras))
     report("bake", 0, total)
     size = resolved_size(atlas, cameras, texture_size)
-    texels = texels_of(atlas, size)
+    texels = texels_of(atlas, size, device)
     system = TextureSystem(atlas, size) if options.refine_steps else None
-    views = _views(dense, gaussian, cameras)
-    colors, _ = bake_views(atlas, texels, cameras, views, lambda done: report("bake", done, total), system)
+    colors, _ = bake_views(atlas, texels, cameras, views, lambda done: report("bake", done, total), system, device)
     texture = paint(texels, colors)
     if system is not None:
         texture = system.solve(texture, options.refine_steps)
@@ -145,7 +172,7 @@ def bake_texture(
         texture = dilate(texture, known)
     texture = enlarged(texture, texture_size)
     if photographs is not None:
-        texels = texels_of(atlas, texture_size)
+        texels = texels_of(atlas, texture_size, device)
         base = texture[texels.rows, texels.columns]
         count = len(cameras)
         blended = blend_photographs(atlas, texels, photographs, base, lambda done: report("bake", count + done, total))
@@ -180,10 +207,21 @@ def enlarged(texture: np.ndarray, size: int) -> np.ndarray:
     return np.ascontiguousarray(image[0].permute(1, 2, 0).numpy())
 
 
-def _views(dense: Surface, gaussian: Gaussian | None, cameras: Cameras) -> Iterator[View]:
+def _views(dense: Surface, gaussian: Gaussian | None, cameras: Cameras, device: torch.device | str) -> Iterator[View]:
     if gaussian is not None and len(gaussian):
-        return gaussian_views(gaussian, cameras)
-    return surface_views(dense, cameras) if dense.colors is not None else iter(())
+        return gaussian_views(gaussian, cameras, device)
+    return surface_views(dense, cameras, device) if dense.colors is not None else iter(())
+
+
+def _drawn_until(future: Future, views: Iterator[View], limit: int) -> Iterator[View]:
+    """The same pictures, some of them, `limit` at most, drawn now while something else is going on."""
+    drawn: list[View] = []
+    while len(drawn) < limit and not future.done():
+        view = next(views, None)
+        if view is None:
+            break
+        drawn.append(view)
+    return chain(drawn, views)
 
 
 def _silent(stage: str, step: int, of: int) -> None:

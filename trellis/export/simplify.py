@@ -6,6 +6,7 @@ import threading
 
 import fast_simplification
 import numpy as np
+import torch
 
 from trellis.errors import InputError
 from trellis.export.folds import unfold, without_fins
@@ -20,7 +21,11 @@ _lock = threading.Lock()  # the package keeps its mesh in global variables
 
 
 def simplify(
-    surface: Surface, ratio: float = 0.95, max_faces: int | None = None, target_faces: int | None = None
+    surface: Surface,
+    ratio: float = 0.95,
+    max_faces: int | None = None,
+    target_faces: int | None = None,
+    device: torch.device | str = "cpu",
 ) -> Surface:
     """Geometry with fewer triangles; vertices at the same place are joined and colours are dropped.
 
@@ -31,6 +36,7 @@ def simplify(
         ratio: fraction of the faces to remove, in [0, 1). Meshes are not reduced below `MIN_FACES` by it.
         max_faces: upper bound on the number of faces afterwards, at least 4; None for no bound.
         target_faces: number of faces to aim at, at least 4, in place of the ratio; None for the ratio.
+        device: where to look at the result, to find its folds; all else is done on the CPU.
 
     Raises:
         InputError: a number out of its range.
@@ -50,7 +56,7 @@ def simplify(
     low = _collapsed(welded, target)
     if len(low.faces) > 1.02 * target:  # taking crowded edges apart adds faces
         low = _collapsed(welded, max(round(target * target / len(low.faces)), 4))
-    return unfold(low)
+    return unfold(low, device)
 
 
 def _collapsed(surface: Surface, target: int) -> Surface:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import torch
 
 from trellis.export.unwrap import Atlas
 from trellis.export.views import Hit
@@ -23,17 +24,25 @@ _CONVERGED = 1e-4  # of the first residual's length
 
 
 class TextureSystem:
-    """Normal equations of a square texture of `size` texels on an atlas."""
+    """Normal equations of a square texture of `size` texels on an atlas.
+
+    Pictures are entered on the device that they are on, all on the same; the system is solved on the CPU.
+    """
 
     def __init__(self, atlas: Atlas, size: int) -> None:
-        self._faces, self._vertices = atlas.faces, atlas.vertices
-        self._places = np.stack([atlas.uvs[:, 0] * size, (1 - atlas.uvs[:, 1]) * size], axis=1).astype(np.float32)
-        self._normals = atlas.surface.face_normals()
+        places = np.stack([atlas.uvs[:, 0] * size, (1 - atlas.uvs[:, 1]) * size], axis=1).astype(np.float32)
+        arrays = atlas.faces, atlas.vertices, places, atlas.surface.face_normals()
+        self._surface = [torch.from_numpy(array) for array in arrays]
         # Of a texel: its links to itself and to those right, below left, below and below right of it, and the sums of
         # its colour. Side by side, because a pixel scatters into all of them.
-        self._entries = np.zeros((size, size, 8), dtype=np.float32)
+        self._sums = torch.zeros(size, size, 8)
 
-    def add(self, color: np.ndarray, trusted: np.ndarray, hit: Hit, center: np.ndarray) -> None:
+    @property
+    def _entries(self) -> np.ndarray:
+        self._sums = self._sums.cpu()
+        return self._sums.numpy()
+
+    def add(self, color: torch.Tensor, trusted: torch.Tensor, hit: Hit, center: torch.Tensor) -> None:
         """Enter one picture.
 
         Args:
@@ -42,12 +51,15 @@ class TextureSystem:
             hit: what the camera sees of the atlas.
             center: [3] of the camera.
         """
+        if self._sums.device != color.device:
+            self._sums = self._sums.to(color.device)
+            self._surface = [tensor.to(color.device) for tensor in self._surface]
+        tensors = hit.face_ids, hit.barycentrics, *self._surface, center, color.contiguous(), trusted, self._sums
+        if color.device.type != "cpu":
+            accumulate_in_torch(*tensors)
+            return
         with exclusive():
-            _accumulate(
-                hit.face_ids, hit.barycentrics, self._faces, self._vertices, self._places, self._normals,
-                center.astype(np.float32), np.ascontiguousarray(color), trusted.astype(np.float32),
-                self._entries,
-            )  # fmt: skip
+            _accumulate(*(tensor.numpy() for tensor in tensors))
 
     @property
     def touched(self) -> np.ndarray:
@@ -66,30 +78,71 @@ class TextureSystem:
 
         Texels that no pixel shows keep their colour. `on_step` is called with the number of steps done.
         """
-        touched = self.touched
+        entries, touched = self._entries, self.touched
         if steps == 0 or not touched.any():
             return start
-        anchor = np.float32(_ANCHOR * np.median(self._entries[..., 0][touched]))
+        anchor = np.float32(_ANCHOR * np.median(entries[..., 0][touched]))
         residual = -self.gradient(start)
         change, image, direction = np.zeros_like(start), np.zeros_like(start), np.zeros_like(start)
         partial = np.zeros(len(start))
         with exclusive():
-            _advance(self._entries, anchor, np.float32(0), direction, image, change, residual, partial)
+            _advance(entries, anchor, np.float32(0), direction, image, change, residual, partial)
             energy = first = partial.sum()
-            _turn(self._entries, anchor, np.float32(0), residual, direction)
+            _turn(entries, anchor, np.float32(0), residual, direction)
             for step in range(steps):
                 if energy <= _CONVERGED**2 * first:
                     break
-                _apply(self._entries, anchor, direction, image, partial)
+                _apply(entries, anchor, direction, image, partial)
                 length = np.float32(energy / partial.sum())
-                _advance(self._entries, anchor, length, direction, image, change, residual, partial)
+                _advance(entries, anchor, length, direction, image, change, residual, partial)
                 before, energy = energy, partial.sum()
-                _turn(self._entries, anchor, np.float32(energy / before), residual, direction)
+                _turn(entries, anchor, np.float32(energy / before), residual, direction)
                 if on_step is not None:
                     on_step(step + 1)
             result = np.empty_like(start)
             _add_within_room(start, change, result)
         return result
+
+
+def accumulate_in_torch(
+    face_ids: torch.Tensor,
+    barycentrics: torch.Tensor,
+    faces: torch.Tensor,
+    vertices: torch.Tensor,
+    places: torch.Tensor,
+    normals: torch.Tensor,
+    center: torch.Tensor,
+    color: torch.Tensor,
+    trusted: torch.Tensor,
+    entries: torch.Tensor,
+) -> None:
+    """`TextureSystem.add` on any device, without waiting for it; on a GPU sums come in no fixed order."""
+    size = len(entries)
+    ids, trusted = face_ids.reshape(-1), trusted.reshape(-1)
+    face = ids.clamp_min(0).long()
+    corners = faces[face].long()
+    to_camera = center - vertices[corners[:, 0]]
+    cosine = (to_camera * normals[face]).sum(1) / to_camera.norm(dim=1)
+    used = (ids >= 0) & (trusted > _MIN_TRUST) & (cosine >= _MIN_COSINE)
+    weight = torch.where(used, trusted * cosine * cosine, 0)
+    x, y = ((barycentrics.reshape(-1, 3, 1) * places[corners]).sum(1) - 0.5).unbind(1)
+    left, top = x.floor().clamp(0, size - 2), y.floor().clamp(0, size - 2)
+    right, low = (x - left).clamp(0, 1), (y - top).clamp(0, 1)
+    w00, w01, w10, w11 = (1 - low) * (1 - right), (1 - low) * right, low * (1 - right), low * right
+    none = torch.zeros_like(weight)
+    value = (weight[:, None] * color.reshape(-1, 3)).T
+    # Pixels that are not used add nothing, each somewhere else: additions to one place wait for each other.
+    spare = torch.arange(len(ids), device=ids.device) % (size * (size - 1) - 1)
+    corner = torch.where(used, (top * size + left).long(), spare)
+    rows = entries.view(-1, entries.shape[2])
+    for offset, own, links in (
+        (0, w00, (w00, w01, none, w10, w11)),
+        (1, w01, (w01, none, w10, w11, none)),
+        (size, w10, (w10, w11, none, none, none)),
+        (size + 1, w11, (w11, none, none, none, none)),
+    ):
+        added = torch.stack([*(weight * own * link for link in links), *(own * channel for channel in value)], dim=1)
+        rows.index_add_(0, corner + offset, added)
 
 
 @kernel

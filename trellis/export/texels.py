@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 
+from trellis import backends
 from trellis.export.unwrap import Atlas
 from trellis.renderers import mesh_raster
 
@@ -36,13 +37,18 @@ class Texels:
         return len(self.rows)
 
 
-def texels_of(atlas: Atlas, size: int) -> Texels:
-    """Rasterise the atlas in texture space; a sliver that no texel centre hits gets the empty texels it passes."""
+def texels_of(atlas: Atlas, size: int, device: torch.device | str = "cpu") -> Texels:
+    """Rasterise the atlas in texture space; a sliver that no texel centre hits gets the empty texels it passes.
+
+    `device` is where to rasterise.
+    """
+    device = backends.place("mesh_rasterisation", device)
     screen = np.stack([atlas.uvs[:, 0] * size, (1 - atlas.uvs[:, 1]) * size, np.ones(len(atlas.uvs))], axis=1)
-    points, faces = torch.from_numpy(screen.astype(np.float32)), torch.from_numpy(atlas.faces)
+    arrays = screen.astype(np.float32), atlas.faces, atlas.vertices
+    points, faces, vertices = (torch.from_numpy(array).to(device) for array in arrays)
     raster = mesh_raster.rasterize(points, faces, size, size)
-    grid = mesh_raster.interpolate(torch.from_numpy(atlas.vertices), points, faces, raster).numpy()
-    ids = raster.face_ids.numpy().copy()
+    grid = mesh_raster.interpolate(vertices, points, faces, raster).cpu().numpy()
+    ids = raster.face_ids.cpu().numpy().copy()
     _add_slivers(atlas, screen[:, :2], ids, grid)
     rows, columns = np.nonzero(ids >= 0)
     normals = atlas.surface.face_normals()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 from trellis.export.views import Hit, View
 from trellis.renderers.numba_runtime import exclusive, kernel, prange
@@ -14,7 +15,7 @@ _AT_CREASES = np.float32(0.02)  # of the usual trust, in pixels that may show th
 _SAME_SIDE = np.float32(0.5)  # cosine; faces turned by more than 60 degrees belong to different sides
 
 
-def judge(view: View, hit: Hit, normals: np.ndarray, radius: float) -> tuple[np.ndarray, np.ndarray]:
+def judge(view: View, hit: Hit, normals: torch.Tensor, radius: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Trust in a picture's pixels, and the surface's depth there.
 
     A pixel is trusted as far as it is covered; less where the mean depth of the splats is off the surface, for then
@@ -26,19 +27,46 @@ def judge(view: View, hit: Hit, normals: np.ndarray, radius: float) -> tuple[np.
         hit: what its camera sees of the surface.
         normals: [F, 3] float32, unit, of the faces.
         radius: of the object.
+        All on one device.
 
     Returns:
         [H, W] float32 in [0, 1], and [H, W] float32 along the view axis, infinite where empty.
     """
-    trusted = np.empty(hit.face_ids.shape, dtype=np.float32)
-    depth = np.empty_like(trusted)
+    inverse_spread = 1 / max(_DEPTH_SPREAD * radius, 1e-9)
     splat_depth = hit.depth if view.depth is None else view.depth
+    tensors = hit.face_ids, hit.depth, normals, view.alpha.contiguous(), splat_depth.contiguous()
+    if hit.face_ids.device.type != "cpu":
+        return judge_in_torch(*tensors, inverse_spread)
+    trusted, depth = torch.empty_like(hit.depth), torch.empty_like(hit.depth)
     with exclusive():
-        _judge(
-            hit.face_ids, hit.depth, normals, view.alpha, splat_depth,
-            np.float32(1 / max(_DEPTH_SPREAD * radius, 1e-9)), trusted, depth,
-        )  # fmt: skip
+        _judge(*(t.numpy() for t in tensors), np.float32(inverse_spread), trusted.numpy(), depth.numpy())
     return trusted, depth
+
+
+def judge_in_torch(
+    face_ids: torch.Tensor,
+    surface_depth: torch.Tensor,
+    normals: torch.Tensor,
+    alpha: torch.Tensor,
+    splat_depth: torch.Tensor,
+    inverse_spread: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`judge` on any device, without waiting for it."""
+    height, width = face_ids.shape
+    empty = face_ids < 0
+    depth = surface_depth.masked_fill(empty, float("inf"))
+    offset = (splat_depth - surface_depth) * inverse_spread
+    value = alpha * torch.exp(-offset * offset).clamp_min(float(_LEAST_TRUST))
+    facing = normals[face_ids.clamp_min(0).long()]
+    crease = torch.zeros_like(empty)
+    for dy in (-1, 0, 1):
+        for dx in (-1, 0, 1):
+            here = slice(max(-dy, 0), height - max(dy, 0)), slice(max(-dx, 0), width - max(dx, 0))
+            there = slice(max(dy, 0), height - max(-dy, 0)), slice(max(dx, 0), width - max(-dx, 0))
+            turned = (facing[here] * facing[there]).sum(-1) < float(_SAME_SIDE)
+            crease[here] |= (face_ids[here] != face_ids[there]) & (empty[there] | turned)
+    value = torch.where(crease, value * float(_AT_CREASES), value)
+    return value.masked_fill(empty | (alpha < float(_MIN_ALPHA)), 0), depth
 
 
 @kernel(parallel=True)

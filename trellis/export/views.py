@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from trellis import backends
 from trellis.export.surface import Surface
 from trellis.renderers import gaussian_raster, mesh_raster
 from trellis.renderers.cameras import Cameras, hammersley
@@ -29,9 +30,14 @@ class View:
         depth: [H, W] float32 mean distance along the view axis of what was blended, or None where it is exact.
     """
 
-    color: np.ndarray
-    alpha: np.ndarray
-    depth: np.ndarray | None = None
+    color: torch.Tensor
+    alpha: torch.Tensor
+    depth: torch.Tensor | None = None
+
+    def to(self, device: torch.device | str) -> View:
+        """The same picture on another device."""
+        depth = None if self.depth is None else self.depth.to(device)
+        return View(self.color.to(device), self.alpha.to(device), depth)
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,19 +48,19 @@ class Hit:
     raster: mesh_raster.Raster
 
     @property
-    def face_ids(self) -> np.ndarray:
+    def face_ids(self) -> torch.Tensor:
         """[H, W] int32, -1 where empty."""
-        return self.raster.face_ids.numpy()
+        return self.raster.face_ids
 
     @property
-    def barycentrics(self) -> np.ndarray:
+    def barycentrics(self) -> torch.Tensor:
         """[H, W, 3] float32, perspective correct."""
-        return self.raster.barycentrics.numpy()
+        return self.raster.barycentrics
 
     @property
-    def depth(self) -> np.ndarray:
+    def depth(self) -> torch.Tensor:
         """[H, W] float32 along the view axis, 0 where empty."""
-        return self.raster.depth.numpy()
+        return self.raster.depth
 
 
 def surround(surface: Surface, num_views: int, resolution: int) -> Cameras:
@@ -69,28 +75,30 @@ def surround(surface: Surface, num_views: int, resolution: int) -> Cameras:
 
 
 class Looker:
-    """Rasterises one surface again and again (its arrays are converted once)."""
+    """Rasterises one surface on a device, again and again (its arrays are moved there once)."""
 
-    def __init__(self, surface: Surface) -> None:
-        self._vertices = torch.from_numpy(surface.vertices)
-        self._faces = torch.from_numpy(surface.faces)
+    def __init__(self, surface: Surface, device: torch.device | str = "cpu") -> None:
+        self._vertices = torch.from_numpy(surface.vertices).to(device)
+        self._faces = torch.from_numpy(surface.faces).to(device)
 
     def look(self, cameras: Cameras, index: int) -> Hit:
-        """What camera `index` sees."""
+        """What camera `index` sees; fastest for cameras on the surface's device."""
         height, width = cameras.height_width(index)
         with torch.no_grad():
             screen = mesh_raster.project(self._vertices, cameras.extrinsics[index], cameras.intrinsics[index])
             return Hit(screen, mesh_raster.rasterize(screen, self._faces, height, width, near=_NEAR))
 
-    def interpolate(self, hit: Hit, attributes: np.ndarray) -> np.ndarray:
+    def interpolate(self, hit: Hit, attributes: np.ndarray) -> torch.Tensor:
         """Vertex attributes [V, C] as an image [H, W, C], 0 where empty."""
         with torch.no_grad():
-            return mesh_raster.interpolate(torch.from_numpy(attributes), hit.screen, self._faces, hit.raster).numpy()
+            values = torch.from_numpy(attributes).to(self._vertices.device)
+            return mesh_raster.interpolate(values, hit.screen, self._faces, hit.raster)
 
 
-def gaussian_views(gaussian: Gaussian, cameras: Cameras) -> Iterator[View]:
-    """Pictures of the splats."""
-    gaussian = gaussian.to("cpu")
+def gaussian_views(gaussian: Gaussian, cameras: Cameras, device: torch.device | str = "cpu") -> Iterator[View]:
+    """Pictures of the splats, drawn on a device, or on the CPU if what splats there works on that."""
+    device = backends.place("gaussian_splatting", device)
+    gaussian, cameras = gaussian.to(device), cameras.to(device)
     with torch.no_grad():  # once for all pictures
         colors = gaussian.raw_color.clamp_min(0)
         fields = gaussian.get_xyz, gaussian.get_rotation, gaussian.get_scaling, gaussian.get_opacity[:, 0], colors
@@ -99,16 +107,16 @@ def gaussian_views(gaussian: Gaussian, cameras: Cameras) -> Iterator[View]:
             image = gaussian_raster.render_gaussians(
                 *fields, cameras.extrinsics[k], cameras.intrinsics[k], *cameras.height_width(k)
             )
-        alpha = image.alpha[0].numpy()
         # The splats were blended over black: dividing by the coverage recovers their own mean colour.
         coverage = image.alpha[0].clamp_min(1e-3)
-        color = (image.color / coverage).clamp_(0, 1).permute(1, 2, 0).contiguous().numpy()
-        yield View(color, alpha, (image.depth[0] / coverage).numpy())
+        color = (image.color / coverage).clamp_(0, 1).permute(1, 2, 0).contiguous()
+        yield View(color, image.alpha[0], image.depth[0] / coverage)
 
 
-def surface_views(surface: Surface, cameras: Cameras) -> Iterator[View]:
+def surface_views(surface: Surface, cameras: Cameras, device: torch.device | str = "cpu") -> Iterator[View]:
     """Pictures of the vertex colours, unlit."""
-    looker = Looker(surface)
+    device = backends.place("mesh_rasterisation", device)
+    looker, cameras = Looker(surface, device), cameras.to(device)
     for k in range(len(cameras)):
         hit = looker.look(cameras, k)
-        yield View(looker.interpolate(hit, surface.colors), (hit.face_ids >= 0).astype(np.float32))
+        yield View(looker.interpolate(hit, surface.colors), (hit.face_ids >= 0).float())
