@@ -11,7 +11,7 @@ from trellis.export.folds import unfold, without_fins
 from trellis.export.needles import flip_needles
 from trellis.export.simplify import simplify
 from trellis.export.surface import Surface, surface_of
-from trellis.export.unwrap import taubin_smooth, unwrap
+from trellis.export.unwrap import parts_of, taubin_smooth, unwrap
 
 
 def surface(mesh: trimesh.Trimesh):
@@ -153,3 +153,16 @@ def test_an_open_sheet_is_not_smoothed():
     cap = surface(sphere(0.4, 3))
     cap = cap.select_faces(cap.corner_positions()[:, :, 2].mean(axis=1) > 0.2)
     assert np.array_equal(unfold(cap).vertices, cap.vertices)
+
+
+def test_parts_that_are_cut_on_cores_of_their_own_make_one_atlas():
+    ball = surface(sphere(0.4, 5))  # 20 480 faces
+    parts = parts_of(ball)
+    assert np.bincount(parts).tolist() == [2560] * 8
+    atlas = unwrap(ball, 512)
+    assert atlas.method == "xatlas" and len(atlas.faces) == len(ball.faces)
+    assert atlas.num_charts < 4 * 8
+    whole, made = (np.sort(Surface(s.vertices, s.faces).face_areas()) for s in (ball, atlas))
+    assert np.allclose(whole, made)
+    assert np.array_equal(np.unique(atlas.vertices, axis=0), np.unique(ball.vertices, axis=0))
+    assert set(parts_of(surface(sphere(0.4, 2)))) == {0}

@@ -19,6 +19,8 @@ from trellis.export.box_charts import box_charts
 from trellis.export.surface import Surface
 
 _PACKED_SHARE = 0.77  # of the texture's side: xatlas overshoots the side that it is given by about this much
+_PART_FACES = 2500  # at least, of a part that xatlas cuts into charts on a core of its own
+_MAX_PARTS = 16
 _REMEMBERED = 4  # atlases kept, a megabyte each, so that a new bake of the same surface need not wait
 _recent: dict[bytes, Atlas] = {}
 _lock = threading.Lock()
@@ -142,6 +144,7 @@ def _run_xatlas(surface: Surface, grid: int, options: UnwrapOptions) -> dict | N
         request,
         vertices=surface.vertices,
         faces=surface.faces.astype(np.uint32),
+        parts=parts_of(surface),
         grid=grid,
         padding=2,
         max_cost=options.max_cost,
@@ -167,6 +170,25 @@ def _run_xatlas(surface: Surface, grid: int, options: UnwrapOptions) -> dict | N
         warnings.warn("xatlas lost faces or did not fit them into one texture; simpler charts are used.", stacklevel=3)
         return None
     return answer
+
+
+def parts_of(surface: Surface) -> np.ndarray:
+    """[F] int64 in 0..P - 1: parts of as many faces each, halves of halves across the longest side.
+
+    A chart lies within one part. Their number depends on the mesh alone, so that charts are alike on every machine.
+    """
+    middles, part = surface.corner_positions().mean(axis=1), np.zeros(len(surface.faces), dtype=np.int64)
+    groups = [np.arange(len(part))]
+    while 2 * len(groups) <= min(len(part) // _PART_FACES, _MAX_PARTS):
+        halves = []
+        for group in groups:
+            axis = np.ptp(middles[group], axis=0).argmax()
+            order = group[np.argsort(middles[group, axis], kind="stable")]
+            halves += [order[: len(order) // 2], order[len(order) // 2 :]]
+        groups = halves
+    for number, group in enumerate(groups):
+        part[group] = number
+    return part
 
 
 def _joined(faces: np.ndarray, labels: np.ndarray, corners: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -11,7 +11,10 @@ import xatlas
 
 
 def main() -> None:
-    """Read vertices, faces and settings from standard input; write origin, faces, uvs and the number of charts."""
+    """Read vertices, faces, their parts and settings; write origin, faces, uvs and the number of charts.
+
+    Charts of different parts are cut on different cores, and all are packed into one texture.
+    """
     request = np.load(io.BytesIO(sys.stdin.buffer.read()))
     charts, packing = xatlas.ChartOptions(), xatlas.PackOptions()
     charts.max_cost, charts.max_iterations = float(request["max_cost"]), int(request["iterations"])
@@ -19,9 +22,22 @@ def main() -> None:
     packing.resolution, packing.padding = int(request["grid"]), int(request["padding"])
     packing.bruteForce, packing.bilinear = True, True  # on a coarse grid, trying every place takes no longer
     atlas = xatlas.Atlas()
-    atlas.add_mesh(request["vertices"], request["faces"])
+    vertices, faces, parts = request["vertices"], request["faces"], request["parts"]
+    members = [np.flatnonzero(parts == number) for number in range(parts.max() + 1)]
+    used = [np.unique(faces[rows]) for rows in members]
+    for rows, own in zip(members, used, strict=True):
+        atlas.add_mesh(vertices[own], np.searchsorted(own, faces[rows]).astype(np.uint32))
     atlas.generate(charts, packing)
-    origin, faces, uvs = atlas.get_mesh(0)
+    count, origins, places = 0, [], []
+    for number, (rows, own) in enumerate(zip(members, used, strict=True)):
+        origin, made, uvs = atlas.get_mesh(number)
+        origins.append(own[origin])
+        places.append(uvs)
+        if len(made) != len(rows):
+            sys.exit("faces were lost")
+        faces[rows] = made + count
+        count += len(origin)
+    origin, uvs = np.concatenate(origins), np.concatenate(places)
     # An atlas that did not fit into one texture has several, whose coordinates lie on top of each other.
     answer = io.BytesIO()
     np.savez(answer, origin=origin, faces=faces, uvs=uvs, num_charts=atlas.chart_count, num_atlases=atlas.atlas_count)
