@@ -122,12 +122,7 @@ class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, gamma: Tensor) -> Tensor:
         ctx.save_for_backward(x, gamma)
-        heads, dim = x.shape[1:]
-        out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-        block = _pairs_per_program(dim)
-        grid = (triton.cdiv(len(x) * heads, block),)
-        _rms_kernel[grid](x, gamma, out, len(x), x.stride(0), HEADS=heads, DIM=dim, BLOCK=block, num_warps=4)
-        return out
+        return _rms_norm(x, gamma)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
@@ -178,12 +173,23 @@ class _NormAndRotate(torch.autograd.Function):
         return grad_x, *partial.sum(1).to(weight.dtype).unbind(), None, None, None
 
 
+def _rms_norm(x: Tensor, gamma: Tensor) -> Tensor:
+    heads, dim = x.shape[1:]
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    block = _pairs_per_program(dim)
+    grid = (triton.cdiv(len(x) * heads, block),)
+    _rms_kernel[grid](x, gamma, out, len(x), x.stride(0), HEADS=heads, DIM=dim, BLOCK=block, num_warps=4)
+    return out
+
+
 def rms_norm_heads(x: Tensor, gamma: Tensor) -> Tensor:
     """See `norms_torch.rms_norm_heads`."""
     rows = _as_rows(x)
     if rows is None:
         return norms_torch.rms_norm_heads(x, gamma)
-    return _RmsNorm.apply(rows, gamma).view(x.shape)
+    # Without a gradient the same without autograd's part, which takes the host longer than the kernel runs.
+    norm = _RmsNorm.apply if torch.is_grad_enabled() else _rms_norm
+    return norm(rows, gamma).view(x.shape)
 
 
 def norm_and_rotate(x: Tensor, weight: Tensor, bias: Tensor, eps: float, table: RotaryTable) -> Tensor:

@@ -94,13 +94,16 @@ def _can_fuse(x: Tensor, *others: Tensor | None, fixed: Sequence[Tensor | None] 
 
     `fixed` are parameters, which never widen it.
     """
-    given = [t for t in others if t is not None]
-    every = [x, *given, *(t for t in fixed if t is not None)]
-    if torch.is_grad_enabled() and any(t.requires_grad for t in every):
+    recording, dtype = torch.is_grad_enabled(), x.dtype
+    if not x.is_contiguous() or x.numel() == 0 or (recording and x.requires_grad):
         return False
-    if any(torch.promote_types(t.dtype, x.dtype) != x.dtype or t.stride(-1) != 1 for t in given):
-        return False
-    return x.is_contiguous() and x.numel() > 0
+    for t in others:
+        if t is not None:
+            if t.dtype is not dtype and torch.promote_types(t.dtype, dtype) != dtype:
+                return False
+            if t.stride(-1) != 1 or (recording and t.requires_grad):
+                return False
+    return not (recording and any(t is not None and t.requires_grad for t in fixed))
 
 
 def _run(
@@ -112,42 +115,60 @@ def _run(
     modulate: bool = False,
     place: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The sum (`x` itself without a branch), and its norm (without `eps` nothing but the sum)."""
+    """The sum (`x` itself without a branch), and its norm (without `eps` nothing but the sum).
+
+    Written for few steps of Python: between large matrix products the host has well under a millisecond for a block.
+    """
     channels = x.shape[-1]
-    rows = x.view(-1, channels)
-    each = len(rows) // max((len(t) for t in (gate, *(affine or ())) if t is not None and t.ndim > 1), default=1)
-    out = torch.empty_like(rows) if branches else rows
-    normed = rows if eps is None else torch.empty_like(rows)
+    scale, shift = affine or (None, None)
+    samples = max((len(t) for t in (gate, scale, shift) if t is not None and t.ndim > 1), default=1)
+    each = x.numel() // channels // samples
+    out = torch.empty_like(x) if branches else x
+    normed = x if eps is None else torch.empty_like(x)
+    if len(branches) < 2:
+        _launch(x, branches[0] if branches else None, gate, scale, shift, out, normed, each, eps, modulate, place)
+        return out, normed
+    start = 0
+    for branch in branches:
+        here = slice(start, start + len(branch))
+        # Per-sample rows begin with this part's; what all samples share stays.
+        gates, scales, shifts = (
+            t if t is None or t.ndim == 1 or len(t) == 1 else t[here] for t in (gate, scale, shift)
+        )
+        _launch(x[here], branch, gates, scales, shifts, out[here], normed[here], each, eps, modulate, place)
+        start += len(branch)
+    return out, normed
+
+
+def _launch(
+    x: Tensor, branch: Tensor | None, gate: Tensor | None, scale: Tensor | None, shift: Tensor | None,
+    out: Tensor, normed: Tensor, each: int, eps: float | None, modulate: bool, place: Tensor | None,
+) -> None:  # fmt: skip
+    """One launch; `each` is the number of rows of a sample."""
+    channels = x.shape[-1]
+    rows = x.numel() // channels
+    stride = channels
+    if branch is not None and not branch.is_contiguous():
+        if branch.stride(-2) == 0 and (branch.ndim == 2 or len(branch) == 1 or branch.stride(0) == 0):
+            stride = 0  # one row, expanded to all
+        else:
+            branch = branch.contiguous()
     width = triton.next_power_of_2(channels)
     block = max(1, 2048 // width)
-    start = 0
-    for branch in branches or [None]:
-        part, row_stride = (rows, 0) if branch is None else _as_rows(branch, channels)
-        count = len(rows) if branch is None else branch.numel() // channels
-        here = slice(start, start + count)
-        first = start // each
-
-        def side(t: Tensor | None, first: int = first) -> tuple[Tensor, int]:
-            if t is None:
-                return rows, 0
-            return (t, 0) if t.ndim == 1 else (t[first:], t.stride(0) if len(t) > 1 else 0)
-
-        (gates, gate_stride), (scales, scale_stride), (shifts, shift_stride) = (
-            side(t) for t in (gate, *(affine or (None, None)))
-        )
-        _kernel[(triton.cdiv(count, block),)](
-            rows[here], part, gates, scales, shifts, rows if place is None else place,
-            out if place is not None else out[here], normed[here],
-            count, each, row_stride, gate_stride, scale_stride, shift_stride, 0.0 if eps is None else eps,
-            CHANNELS=channels, WIDTH=width, BLOCK=block, BRANCH=branch is not None, GATE=gate is not None,
-            NORM=eps is not None, SCALE=affine is not None, MODULATE=modulate, PLACE=place is not None, num_warps=4,
-        )  # fmt: skip
-        start += count
-    return out.view(x.shape), normed.view(x.shape)
+    _kernel[(triton.cdiv(rows, block),)](
+        x,
+        x if branch is None else branch,
+        x if gate is None else gate,
+        x if scale is None else scale,
+        x if shift is None else shift,
+        x if place is None else place,
+        out, normed, rows, each, stride, _sample_stride(gate), _sample_stride(scale), _sample_stride(shift),
+        0.0 if eps is None else eps,
+        CHANNELS=channels, WIDTH=width, BLOCK=block, BRANCH=branch is not None, GATE=gate is not None,
+        NORM=eps is not None, SCALE=scale is not None, MODULATE=modulate, PLACE=place is not None, num_warps=4,
+    )  # fmt: skip
 
 
-def _as_rows(branch: Tensor, channels: int) -> tuple[Tensor, int]:
-    """A branch and the stride between its rows, which is 0 where one row is expanded to all."""
-    if all(stride == 0 or size == 1 for size, stride in zip(branch.shape[:-1], branch.stride()[:-1], strict=True)):
-        return branch, 0
-    return branch.contiguous(), channels
+def _sample_stride(t: Tensor | None) -> int:
+    """From one sample's row to the next; 0 where there is one for all."""
+    return 0 if t is None or t.ndim == 1 or len(t) == 1 else t.stride(0)
