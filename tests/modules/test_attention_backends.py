@@ -21,8 +21,9 @@ def test_cudnn_is_preferred_but_not_required(monkeypatch):
     monkeypatch.setattr(
         attention_cudnn, "sdpa_kernel", lambda order, **how: (asked.append((order[0], how)), kernel(order, **how))[1]
     )
-    operands = draw(torch.float32, "cpu")
-    assert torch.equal(attention_cudnn.attend(*operands), attention_sdpa.attend(*operands))
+    for dtype in (torch.float32, torch.float16):
+        operands = draw(dtype, "cpu")
+        assert torch.equal(attention_cudnn.attend(*operands), attention_sdpa.attend(*operands))
     assert asked == [(SDPBackend.CUDNN_ATTENTION, {"set_priority": True})]
 
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from . import attention_sdpa
 from .attention_sdpa import attend_segments, attend_voxels
 
 __all__ = ["attend", "attend_segments", "attend_voxels", "self_test"]
@@ -23,7 +24,9 @@ _PREFERENCE = [
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """See `attention_sdpa.attend`."""
+    """See `attention_sdpa.attend`. What cuDNN does not take, and what is trained, is left to torch's own choice."""
+    if q.dtype not in (torch.float16, torch.bfloat16) or (torch.is_grad_enabled() and q.requires_grad):
+        return attention_sdpa.attend(q, k, v)
     with sdpa_kernel(_PREFERENCE, set_priority=True):
         return F.scaled_dot_product_attention(q, k, v)
 
