@@ -83,8 +83,9 @@ def drop_broken_faces(surface: Surface) -> Surface:
     distinct = (ids[:, 0] != ids[:, 1]) & (ids[:, 1] != ids[:, 2]) & (ids[:, 2] != ids[:, 0])
     faces, ids = faces[distinct], ids[distinct]
     if len(faces):
-        first = np.unique(row_ids(np.sort(ids, axis=1)), return_index=True)[1]
-        faces = faces[np.sort(first)]
+        low, high = (fold(fold(ids[:, 0], ids[:, 1]), ids[:, 2]) for fold in (np.minimum, np.maximum))
+        numbers = row_ids(np.stack([low, ids.sum(axis=1, dtype=np.int32) - low - high, high], axis=1))
+        faces = faces[np.diff(np.maximum.accumulate(numbers), prepend=-1) > 0]  # they follow the first appearances
         faces = faces[Surface(surface.vertices, faces).face_areas() > 0]
     if len(faces) == 0:
         raise InputError("No triangle of the mesh has an area and finite corners, so there is nothing to export.")

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from trellis.errors import InputError
+from trellis.renderers.numba_runtime import exclusive, kernel
 
 _FARTHEST = 1e6  # object units from the origin; squares of squares of lengths must stay within float32
 
@@ -45,8 +46,10 @@ class Surface:
 
     def face_vectors(self) -> np.ndarray:
         """[F, 3] float64: outward normals whose length is twice the area of the face."""
-        a, b, c = np.moveaxis(self.corner_positions(), 1, 0)
-        return np.cross(b - a, c - a)
+        vectors = np.empty((len(self.faces), 3))
+        with exclusive():
+            _cross_products(np.ascontiguousarray(self.vertices), np.ascontiguousarray(self.faces), vectors)
+        return vectors
 
     def face_normals(self) -> np.ndarray:
         """[F, 3] float32, unit; zero for a face without area."""
@@ -55,7 +58,8 @@ class Surface:
 
     def face_areas(self) -> np.ndarray:
         """[F] float64, object units squared."""
-        return 0.5 * np.linalg.norm(self.face_vectors(), axis=1)
+        vectors = self.face_vectors()
+        return 0.5 * np.sqrt(np.einsum("fk,fk->f", vectors, vectors))
 
     def vertex_normals(self) -> np.ndarray:
         """[V, 3] float32 unit normals, the area-weighted mean of the faces around a vertex (+z where it vanishes)."""
@@ -106,6 +110,18 @@ def surface_of(mesh: Any) -> Surface:
         if colors.shape != vertices.shape:
             raise InputError(f"Vertex colours must be [{len(vertices)}, 3], but came as {list(colors.shape)}.")
     return Surface(vertices, faces.astype(np.int32), colors)
+
+
+@kernel
+def _cross_products(vertices, faces, vectors):
+    for face in range(len(faces)):
+        a, b, c = faces[face, 0], faces[face, 1], faces[face, 2]
+        ax, ay, az = np.float64(vertices[a, 0]), np.float64(vertices[a, 1]), np.float64(vertices[a, 2])
+        ux, uy, uz = vertices[b, 0] - ax, vertices[b, 1] - ay, vertices[b, 2] - az
+        vx, vy, vz = vertices[c, 0] - ax, vertices[c, 1] - ay, vertices[c, 2] - az
+        vectors[face, 0] = uy * vz - uz * vy
+        vectors[face, 1] = uz * vx - ux * vz
+        vectors[face, 2] = ux * vy - uy * vx
 
 
 def _array(values: Any, dtype: type) -> np.ndarray:

@@ -99,11 +99,10 @@ class EdgeTable:
         """Whether every edge joins exactly two faces that wind alike, so that the surface bounds a volume."""
         return bool((self.uses == 2).all()) and not self.flipped.any()
 
-    def adjacency(self, among: np.ndarray | None = None) -> sparse.csr_matrix:
-        """Symmetric [F, F] matrix of neighbouring faces; `among` [F] keeps only links inside that mask."""
-        pairs = self.pairs if among is None else self.pairs[among[self.pairs[:, 0]] & among[self.pairs[:, 1]]]
-        ones = np.ones(len(pairs), dtype=np.int8)
-        upper = sparse.coo_matrix((ones, (pairs[:, 0], pairs[:, 1])), shape=(self.num_faces, self.num_faces))
+    def adjacency(self) -> sparse.csr_matrix:
+        """Symmetric [F, F] matrix of neighbouring faces."""
+        ones = np.ones(len(self.pairs), dtype=np.int8)
+        upper = sparse.coo_matrix((ones, self.pairs.T), shape=(self.num_faces, self.num_faces))
         return (upper + upper.T).tocsr()
 
     def grow(self, mask: np.ndarray, rings: int) -> np.ndarray:
@@ -118,11 +117,38 @@ class EdgeTable:
 
 
 def pieces(edges: EdgeTable, among: np.ndarray | None = None) -> tuple[int, np.ndarray]:
-    """Connected pieces through shared edges: their number and the label [F] of each face.
+    """Connected pieces through shared edges: their number and the label [F] of each face, by first appearance.
 
     With `among` [F] only links inside the mask count, so faces outside it each become a piece of their own.
     """
-    return csgraph.connected_components(edges.adjacency(among), directed=False)
+    pairs = edges.pairs if among is None else edges.pairs[among[edges.pairs[:, 0]] & among[edges.pairs[:, 1]]]
+    with exclusive():
+        labels = _joined(pairs, edges.num_faces)
+    return int(labels.max(initial=-1)) + 1, labels
+
+
+@kernel
+def _joined(pairs, count):
+    """Labels [count] of what the pairs join: union by lowest index, with paths halved."""
+    parent = np.arange(count, dtype=np.int32)
+    for i in range(len(pairs)):
+        a, b = pairs[i, 0], pairs[i, 1]
+        while parent[a] != a:
+            parent[a] = parent[parent[a]]
+            a = parent[a]
+        while parent[b] != b:
+            parent[b] = parent[parent[b]]
+            b = parent[b]
+        parent[max(a, b)] = min(a, b)
+    number = 0
+    labels = np.empty(count, dtype=np.int32)
+    for i in range(count):
+        if parent[i] == i:
+            labels[i] = number
+            number += 1
+        else:  # a parent comes before its children
+            labels[i] = labels[parent[i]]
+    return labels
 
 
 def flips_to_agree(edges: EdgeTable) -> np.ndarray:
