@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.gpu_stages import Stage
+from benchmarks.gpu_stages import PLAIN, Stage
 from trellis import backends
 from trellis.modules import norms_torch
 
@@ -58,16 +58,13 @@ def ablation(stage: Stage, device: torch.device, measure: Measure) -> list[dict[
     """Print and return the time of a stage as it is, with each need in turn left to its reference, and in variants."""
     before = {need: candidate.name for need, candidate in backends.choose(device, **_names(device)).items()}
     rows = [{"stage": stage.title, "change": "as it is", "ms": measure(stage.ours)[0]}]
-    references = {need: _reference(need, device) for need in before}
-    changes = {f"{need} by {name}": {need: name} for need, name in references.items() if name != before[need]}
-    if len(changes) > 1:
-        changes["all references"] = references
+    changes = {f"{need} by {name}": {need: name} for need, name in PLAIN.items() if name != before[need]}
     try:
         for title, change in changes.items():
             backends.choose(device, **{**before, **change})
             rows.append({"stage": stage.title, "change": title, "ms": measure(stage.ours)[0]})
         backends.choose(device, **before)
-        if before["norms"] != references["norms"]:
+        if before["norms"] != PLAIN["norms"]:
             with _step_by_step(device):
                 title = "residual sums and norms step by step"
                 rows.append({"stage": stage.title, "change": title, "ms": measure(stage.ours)[0]})
@@ -99,11 +96,6 @@ def _step_by_step(device: torch.device) -> Iterator[None]:
 
 def _names(device: torch.device) -> dict[str, str]:
     return {need: candidate.name for need, candidate in backends.used(device).items()}
-
-
-def _reference(need: str, device: torch.device) -> str:
-    """The candidate that runs everywhere."""
-    return [c.name for c in backends.candidates(need, device) if "cpu" in c.devices][-1]
 
 
 def _synchronise(device: torch.device) -> None:
