@@ -6,14 +6,14 @@ import trimesh
 from shapes import mesh_of, sphere
 
 from trellis.errors import InputError
-from trellis.export.clean import CleanOptions, clean, drop_broken_faces
+from trellis.export.clean import CleanOptions, clean, drop_broken_faces, reduced
 from trellis.export.hidden import cut_between
 from trellis.export.holes import fill_small_holes
 from trellis.export.solid import is_watertight, make_watertight, voxel_solid
 from trellis.export.surface import Surface, surface_of
 from trellis.export.topology import EdgeTable, boundary_loops, flips_to_agree, pieces
 from trellis.export.views import surround
-from trellis.export.visibility import count_sightings
+from trellis.export.visibility import count_in_torch, count_sightings
 
 QUICK = CleanOptions(num_views=12, resolution=192)
 
@@ -160,3 +160,40 @@ def test_a_voxel_solid_keeps_shape_and_size():
     assert is_watertight(made)
     assert solid(made).volume == pytest.approx(box.volume, rel=0.12)
     assert np.allclose(solid(made).extents, box.extents, atol=1.5 * 0.8 / 64)
+
+
+def test_needles_across_the_image_are_seen_as_the_general_rasteriser_sees_them():
+    rng = np.random.default_rng(1)
+    start, end = rng.uniform(-0.5, 0.5, (2, 300, 3))
+    corners = np.stack([start, end, end + rng.normal(0, 0.01, (300, 3))], axis=1)
+    needles = Surface(corners.reshape(-1, 3).astype(np.float32), np.arange(900, dtype=np.int32).reshape(-1, 3))
+    cameras = surround(needles, 6, 256)
+    expected, found = count_in_torch(needles, cameras, "cpu"), count_sightings(needles, cameras)
+    assert expected.fraction.mean() > 0.3
+    # Where two of them cross, the depths that decide are not the same to the last digit.
+    assert (found.front == expected.front).mean() > 0.95 and (found.back == expected.back).mean() > 0.95
+
+
+def test_a_huge_closed_mesh_stays_closed():
+    # Cells larger than the wall: its two sides fall together here and there.
+    outer, inner = sphere(0.4, 5), sphere(0.385, 5, inward=True)
+    hollow = trimesh.util.concatenate([outer, inner])
+    for most in (3_000, 8_000, 20_000):
+        less = drop_broken_faces(reduced(surface_of(mesh_of(hollow.vertices, hollow.faces)), most))
+        uses = EdgeTable.build(less.faces).uses
+        assert 500 < len(less.faces) <= most and (uses % 2 == 0).all()
+
+
+def test_a_soup_of_huge_triangles_is_looked_at_in_smaller_pictures(monkeypatch):
+    seen = []
+
+    def counted(surface, cameras, device):
+        seen.append(cameras.height_width(0)[0])
+        return count_sightings(surface, cameras, device)
+
+    monkeypatch.setattr("trellis.export.clean.count_sightings", counted)
+    corners = np.random.default_rng(0).uniform(-0.5, 0.5, (9000, 3)).astype(np.float32)
+    clean(Surface(corners, np.arange(9000, dtype=np.int32).reshape(-1, 3)), QUICK)
+    shells = trimesh.util.concatenate([sphere(0.1 * k, 3, inward=k % 2 == 0) for k in range(1, 5)])
+    clean(surface_of(mesh_of(shells.vertices, shells.faces)), QUICK)
+    assert 64 <= seen[0] < 192 and seen[1] == 192

@@ -166,3 +166,21 @@ def test_parts_that_are_cut_on_cores_of_their_own_make_one_atlas():
     assert np.allclose(whole, made)
     assert np.array_equal(np.unique(atlas.vertices, axis=0), np.unique(ball.vertices, axis=0))
     assert set(parts_of(surface(sphere(0.4, 2)))) == {0}
+
+
+def test_a_soup_of_triangles_is_not_left_to_xatlas():
+    places = np.random.default_rng(0).uniform(-0.5, 0.5, (1100, 1, 3))
+    corners = (places + 0.01 * np.eye(3)).reshape(-1, 3).astype(np.float32)
+    atlas = unwrap(Surface(corners, np.arange(3300, dtype=np.int32).reshape(-1, 3)), 512)
+    assert atlas.method == "box" and atlas.num_charts == 1100
+
+
+def test_corners_beside_a_hub_of_many_faces_stay():
+    angle = np.linspace(0, 2 * np.pi, 800, endpoint=False)
+    ring = np.stack([np.cos(angle), np.sin(angle), 0.02 * np.cos(400 * angle)], axis=1)
+    vertices = np.concatenate([ring, [[0, 0, 0.5], [0, 0, -0.5]]]).astype(np.float32)
+    a, b = np.arange(800), np.roll(np.arange(800), -1)
+    faces = np.concatenate([np.stack([a, b, np.full(800, 800)], 1), np.stack([b, a, np.full(800, 801)], 1)])
+    faces[::7] = faces[::7, ::-1]  # these show their backs
+    cone = Surface(vertices, faces.astype(np.int32))
+    assert np.array_equal(unfold(cone).vertices, vertices)

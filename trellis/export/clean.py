@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from trellis.errors import InputError
+from trellis.export.folds import without_fins
 from trellis.export.hidden import behind_necks, cut_between
 from trellis.export.holes import fill_small_holes
 from trellis.export.manifold import make_manifold
@@ -21,6 +22,8 @@ from trellis.export.topology import EdgeTable, flips_to_agree, pieces, position_
 from trellis.export.views import surround
 from trellis.export.visibility import count_sightings
 
+_LAYERS = 40  # of surface behind a pixel, on average; an object with an inner wall has two to four
+_LEAST_RESOLUTION = 64
 MAX_FACES = 1_500_000  # three times a decode at full size; beyond, vertices are merged on a grid first
 
 
@@ -105,7 +108,7 @@ def reduced(surface: Surface, max_faces: int) -> Surface:
     """About `max_faces` faces at most: vertices in the same cell of a grid become one, in time linear in the mesh.
 
     It bounds the time and memory of all that follows; detail finer than a cell is lost. Faces with a vertex that is
-    not finite go.
+    not finite go. What is closed stays closed.
     """
     if len(surface.faces) <= max_faces:
         return surface
@@ -131,7 +134,8 @@ def reduced(surface: Surface, max_faces: int) -> Surface:
         return (np.stack(sums, axis=1) / count[:, None]).astype(np.float32)
 
     colors = None if surface.colors is None else mean(surface.colors)
-    return Surface(mean(vertices), faces.astype(np.int32), colors)
+    # Walls that fell together are faces and their backs on the same corners. One alone would leave its border open.
+    return without_fins(Surface(mean(vertices), faces.astype(np.int32), colors))
 
 
 def drop_specks(surface: Surface, speck_size: float) -> Surface:
@@ -158,9 +162,10 @@ def drop_hidden(surface: Surface, options: CleanOptions, device: torch.device | 
     edges = _edges(surface)
     flip = flips_to_agree(edges)
     surface = Surface(surface.vertices, _reversed_where(flip, surface.faces), surface.colors)
-    sightings = count_sightings(surface, surround(surface, options.num_views, options.resolution), device)
-    number, labels = pieces(edges)
     areas = surface.face_areas()
+    resolution = _affordable(options.resolution, surface, areas)
+    sightings = count_sightings(surface, surround(surface, options.num_views, resolution), device)
+    number, labels = pieces(edges)
     fraction = sightings.fraction
     seen = edges.grow(fraction > 0, options.crevice_rings)
 
@@ -175,6 +180,16 @@ def drop_hidden(surface: Surface, options: CleanOptions, device: torch.device | 
     outer = fraction >= min(options.outer_fraction, 0.5 * float(fraction.max()))
     inner = cut_between(surface, edges, outer, ~seen & visible[labels])
     return surface.with_faces(faces[visible[labels] & ~behind_necks(surface, edges, inner, areas)])
+
+
+def _affordable(resolution: int, surface: Surface, areas: np.ndarray) -> int:
+    """The resolution, less where hundreds of faces lie behind each pixel, as in a soup of triangles across the object.
+
+    Time goes with the pixels of all faces together: that of the deepest mesh is that of one of `_LAYERS` layers.
+    """
+    _, radius = surface.bounding_sphere()
+    layers = 0.5 * areas.sum() / max(np.pi * radius**2, 1e-30)  # a face is seen at half of its area on average
+    return max(int(resolution * min(1.0, np.sqrt(_LAYERS / max(layers, 1e-9)))), _LEAST_RESOLUTION)
 
 
 def _reversed_where(flip: np.ndarray, faces: np.ndarray) -> np.ndarray:

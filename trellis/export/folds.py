@@ -16,6 +16,7 @@ from trellis.export.visibility import count_sightings
 _VIEWS, _RESOLUTION = 48, 512
 _ROUNDS = 4
 _SHARP = -0.3  # cosine between the normals of the two faces on an edge, below which it counts as a fold
+_CROWD = 500  # faces around a corner and its neighbours, beyond which it stays: many corners share such a hub
 _SHARES = (0.3, 1.0)  # of the way to the middle of its neighbours, which a corner may go
 
 
@@ -41,7 +42,8 @@ def unfold(surface: Surface, device: torch.device | str = "cpu") -> Surface:
     """The same surface without the folds that cameras around it see from behind, as far as moving corners does it.
 
     Corners of faces whose back is seen more often than the front go towards the middle of their neighbours, if that
-    lessens the folds there. An open sheet, whose back may well be seen, stays, for it has no folds.
+    lessens the folds there; not those beside a hub of hundreds of faces. An open sheet, whose back may well be seen,
+    stays, for it has no folds.
 
     Args:
         surface: finite, vertices at one place joined.
@@ -67,6 +69,8 @@ def _smoothed(surface: Surface, corners: np.ndarray) -> np.ndarray:
         around = owners[starts[vertex] : starts[vertex + 1]]
         neighbours = np.setdiff1d(surface.faces[around], [vertex])
         if len(neighbours) != len(around):  # on a border, which keeps its shape
+            continue
+        if (starts[neighbours + 1] - starts[neighbours]).sum() > _CROWD:
             continue
         involved = np.unique(np.concatenate([owners[starts[v] : starts[v + 1]] for v in neighbours]))
         measure = _folds_among(surface.faces[involved])

@@ -17,10 +17,12 @@ from scipy import sparse
 from trellis.errors import InputError
 from trellis.export.box_charts import box_charts
 from trellis.export.surface import Surface
+from trellis.export.topology import EdgeTable, pieces, position_ids
 
 _PACKED_SHARE = 0.77  # of the texture's side: xatlas overshoots the side that it is given by about this much
 _PART_FACES = 2500  # at least, of a part that xatlas cuts into charts on a core of its own
 _MAX_PARTS = 16
+_MAX_PIECES = 1000  # separate ones; each is a chart at least, and xatlas packs charts in the square of their number
 _REMEMBERED = 4  # atlases kept, a megabyte each, so that a new bake of the same surface need not wait
 _recent: dict[bytes, Atlas] = {}
 _lock = threading.Lock()
@@ -36,7 +38,7 @@ class Atlas:
         uvs: [V, 2] float32 in [0, 1]; (0, 0) is the lower left corner of the texture, v points up.
         normals: [V, 3] float32 unit normals, equal on both sides of a chart border.
         num_charts: how many charts the surface was cut into.
-        method: "xatlas", or "box" where that took too long or failed.
+        method: "xatlas", or "box" where that took too long, would have, or failed.
     """
 
     vertices: np.ndarray
@@ -108,7 +110,8 @@ def unwrap(surface: Surface, texture_size: int = 1024, options: UnwrapOptions | 
 
 
 def _unwrap(surface: Surface, texture_size: int, grid: int, padding: int, options: UnwrapOptions) -> Atlas:
-    answer = _run_xatlas(taubin_smooth(surface, options.smooth_steps), grid, options)
+    soup = pieces(EdgeTable.build(position_ids(surface.vertices)[surface.faces]))[0] > _MAX_PIECES
+    answer = None if soup else _run_xatlas(taubin_smooth(surface, options.smooth_steps), grid, options)
     if answer is None:
         charts = box_charts(surface, texture_size, padding)
         origin, faces, uvs = _joined(surface.faces, charts.labels, charts.corners)

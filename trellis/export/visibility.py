@@ -22,6 +22,7 @@ _MIN_COSINE = 0.15  # flatter than this, a pixel spans so much depth that its ne
 _NEAR_PIXELS = 8  # a middle farther than this many pixels behind the picture is hidden, however slanted its face
 _NEAR = 1e-6
 _FAR = np.float32(1e30)
+_WIDE = 8  # columns from which a face's own columns are found before its pixels are looked at
 _NO_AREA = np.float32(1e-12)  # square pixels
 _ZERO, _HALF, _ONE = np.float32(0), np.float32(0.5), np.float32(1)
 
@@ -174,9 +175,15 @@ def _fill(screen, faces, face, depth, owner):
     v_x, v_y = cy * inverse, -cx * inverse
     w_x, w_y = -by * inverse, bx * inverse
     bz, cz = screen[b, 2] - az, screen[c, 2] - az
+    wide = last_column - first_column >= _WIDE
     for row in range(first_row, last_row + 1):
         y = np.float32(row) - py
-        for column in range(first_column, last_column + 1):
+        first, last = first_column, last_column
+        if wide:  # a needle across the image fills its bounding box hardly at all
+            first, last = _span(first, last, px, v_x, y * v_y)
+            first, last = _span(first, last, px, w_x, y * w_y)
+            first, last = _span(first, last, px, -v_x - w_x, _ONE - y * (v_y + w_y))
+        for column in range(first, last + 1):
             x = np.float32(column) - px
             v = x * v_x + y * v_y
             w = x * w_x + y * w_y
@@ -186,6 +193,17 @@ def _fill(screen, faces, face, depth, owner):
                 if z < depth[row, column]:
                     depth[row, column] = z
                     owner[row, column] = face
+
+
+@kernel
+def _span(first, last, origin, slope, height):
+    """Columns from `first` to `last` where slope (column - origin) + height may be positive, with one to spare."""
+    if slope == 0:
+        return first, last
+    zero = min(max(origin - height / slope, np.float32(-1e6)), np.float32(1e6))
+    if slope > 0:
+        return max(first, int(np.floor(zero)) - 1), last
+    return first, min(last, int(np.ceil(zero)) + 1)
 
 
 @kernel
