@@ -151,8 +151,8 @@ class ReconstructSettings(Settings):
     )
     longest_side: float | None = choice(
         "Real length",
-        "Of the object's longest side. The files in exports/ then have that size; in all others, and without it, the "
-        "studio's frame is one metre wide.",
+        "Of the object's longest side. Further formats (exports/) then have that size; in all other files, and without "
+        "it, the studio's frame is one metre wide.",
         default=None,
         unit="metres",
         ge=0.001,

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
 from studio.events import CAMERAS, VIEWS, CamerasFound
+from studio.pages.camera_edits import editor, trusts_with
 from studio.pages.files import address, light_addresses
 from studio.pages.strip import badge
+from studio.view_cameras import ViewCamera
 
 
 def write_cameras(found: CamerasFound, folder: Path) -> None:
@@ -19,6 +21,7 @@ def write_cameras(found: CamerasFound, folder: Path) -> None:
     for number, (frame, view) in enumerate(zip(record["frames"], found.views, strict=True)):
         frame["file_path"] = _picture(number)
         (folder / frame["file_path"]).write_bytes(view.picture)
+        (folder / f"{VIEWS}/{number:03d}-mask.png").write_bytes(view.mask)
     (folder / CAMERAS).write_text(json.dumps(record), encoding="utf-8")
 
 
@@ -26,13 +29,17 @@ def _picture(number: int) -> str:
     return f"{VIEWS}/{number:03d}.jpg"
 
 
-def cameras_panel(found: CamerasFound, key: str, ids: Sequence[str], left_out: Sequence[str] = ()) -> str:
+def cameras_panel(
+    found: CamerasFound, key: str, ids: Sequence[str], edited: Mapping[str, ViewCamera], left_out: Sequence[str] = ()
+) -> str:
     """The cameras around the object to come, and a card for each view.
 
     key: of the folder on the shelf that holds transforms.json and the pictures.
     ids: of the photographs, in the order of the views; those in `left_out` have been dropped since.
+    edited: cameras set by hand, by these ids.
     """
-    trusts = [view.trust for view in found.views]
+    by_hand = [edited.get(id) for id in ids]
+    trusts = trusts_with(found, by_hand)
     known = "" if None in trusts else ",".join(f"{trust:.2f}" for trust in trusts)
     registered = found.transforms.get("frame") == "gltf"
     viewer = (
@@ -43,27 +50,35 @@ def cameras_panel(found: CamerasFound, key: str, ids: Sequence[str], left_out: S
     cards = []
     for number, (id, view, trust) in enumerate(zip(ids, found.views, trusts, strict=True), start=1):
         gone = id in left_out
-        act = (
-            '<span class="badge calm">Left out</span>'
-            if gone
-            else f'<button type="button" class="link" data-act="drop" data-id="{escape(id)}">Leave out</button>'
-        )
+        acts = '<span class="badge calm">Left out</span>'
+        if not gone:
+            acts = f'<button type="button" class="link" data-act="drop" data-id="{escape(id)}">Leave out</button>'
+            if registered:
+                acts += f'<button type="button" class="link" data-edit="{number - 1}">Correct</button>'
         notes = "".join(badge(note) for note in view.notes)
         cards.append(
             f'<li class="{"gone" if gone else ""}"><img src="{address(key, _picture(number - 1))}" '
             f'alt="View {number}: {escape(view.name)}"><b>{number}</b>{_trust(trust)}'
-            f'<div class="badges">{notes}</div>{act}</li>'
+            f'<div class="badges">{notes}</div><div class="acts">{acts}</div></li>'
         )
     where = (
         "Each pyramid is a photo at the place it was taken from. Click one to look from there."
         if registered
         else "These cameras are seen from the first photo; they are not lined up with the model to come."
     )
+    mend, editing = "Leave out a photo that stands in a wrong place", ""
+    if registered:
+        mend += ", or correct its camera"
+        frames = [camera and camera.as_json() for camera in by_hand]
+        editing = (
+            f"<details{' open' if any(by_hand) else ''}><summary>Correct cameras by hand</summary>"
+            f"{editor(address(key), frames, masks_beside=True)}</details>"
+        )
     return (
         '<section class="cameras"><div class="line"><h3>Cameras</h3>'
         f'<span class="aside">{found.seconds:.0f} s</span></div><p class="hint">{where} '
-        f"Leave out a photo that stands in a wrong place, then press <b>Generate</b>.</p>{viewer}"
-        f'<ul class="view-cards">{"".join(cards)}</ul></section>'
+        f"{mend}, then press <b>Generate</b>.</p>{viewer}"
+        f'<ul class="view-cards">{"".join(cards)}</ul>{editing}</section>'
     )
 
 
@@ -71,6 +86,6 @@ def _trust(trust: float | None) -> str:
     if trust is None:
         return ""
     word, kind = ("Fits", "sure") if trust >= 0.66 else ("Doubtful", "doubt") if trust >= 0.33 else ("Wrong?", "wrong")
-    title = f"{trust:.0%} of this photo's outline is explained by the other photos (silhouette consistency)"
+    title = "How much of this photo's outline the other photos explain (silhouette consistency)"
     bar = f'<i style="width:{100 * trust:.0f}%"></i>'
     return f'<span class="trust {kind}" title="{title}">{bar}{word} {trust:.0%}</span>'

@@ -87,7 +87,7 @@ def _controls(setting: Setting, value: Any, prefix: str) -> list[gr.components.C
     if setting.type is bool:
         return [gr.Checkbox(value, label=label, **common)]
     if setting.choices:
-        return [gr.Radio(list(setting.choices), value=value, label=label, **common)]
+        return [gr.Radio([(word.capitalize(), word) for word in setting.choices], value=value, label=label, **common)]
     if setting.is_interval:
         high_id = f"{common['elem_id']}-high"
         return [
@@ -96,7 +96,8 @@ def _controls(setting: Setting, value: Any, prefix: str) -> list[gr.components.C
         ]
     if setting.optional or setting.high > 1e6:  # a slider has no empty place, and none for each of a million values
         whole = {"precision": 0, "step": 1} if setting.type is int else {}
-        return [gr.Number(value, label=label, **whole, **common)]
+        empty = {"placeholder": "Not given"} if setting.optional else {}
+        return [gr.Number(value, label=label, **whole, **empty, **common)]
     return [_slider(setting, value, label, common)]
 
 

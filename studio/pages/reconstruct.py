@@ -10,7 +10,7 @@ import gradio as gr
 from studio.events import RUN, CamerasFound, Progress, Queued, Result
 from studio.history import History
 from studio.job import Job, make_job
-from studio.pages import fragments
+from studio.pages import camera_edits, fragments
 from studio.pages.cameras import cameras_panel, write_cameras
 from studio.pages.controls import SettingControls
 from studio.pages.follow import FollowedJob, Watch, refused, stop
@@ -99,6 +99,10 @@ class ReconstructPage:
                     self.turntable = live(elem_id="turntable-view")
                 with gr.Tab("Photos"):
                     self.photographs = live(elem_id="photographs")
+                with gr.Tab("Cameras"):
+                    self.run_cameras = live(elem_id="run-cameras")
+                    again = "Write the model again with these cameras"
+                    self.use_cameras = gr.Button(again, elem_id="use-cameras", size="sm")
                 with gr.Tab("Check"):
                     self.checks = live(elem_id="checks")
                 with gr.Tab("Files"):
@@ -117,14 +121,17 @@ class ReconstructPage:
 
     def _connect(self) -> None:
         self.photos.connect(self.status, self._without_refusal)
-        on_act(self.cameras, self._drop, [], [self.cameras, self.photos.strip], queue=False)
+        on_act(self.cameras, self._act, [], [self.cameras, self.photos.strip, self.status], queue=False)
+        on_act(self.run_cameras, self._set_run_cameras, [], [self.status], queue=False)
 
         self.preset.input(self._choose_preset, self.preset, [self.preset, *self.controls.components], **_LIGHT)
-        buttons = [self.status, self.generate, self.check, self.rebake, self.cancel, self.empty]
+        starting = [self.generate, self.check, self.rebake, self.use_cameras]
+        buttons = [self.status, *starting, self.cancel, self.empty]
         for button, start, inputs in (
             (self.generate, self._generate, self.controls.components),
             (self.check, self._check, []),
             (self.rebake, self._rebake, self.rebake_controls.components),
+            (self.use_cameras, self._use_cameras, []),
         ):
             started = button.click(start, inputs, buttons, **_LIGHT)
             started.then(None, js=scroll_to("status"), **_LIGHT)
@@ -140,9 +147,9 @@ class ReconstructPage:
     def open_outputs(self) -> list[Any]:
         """What `open_updates` fills."""
         return [
-            self.status, self.generate, self.check, self.rebake, self.cancel, self.photos.strip, self.empty,
-            self.cameras, self.result, self.model, self.turntable, self.photographs, self.checks, self.files, self.link,
-            *self.rebake_controls.components,
+            self.status, self.generate, self.check, self.rebake, self.use_cameras, self.cancel, self.photos.strip,
+            self.empty, self.cameras, self.result, self.model, self.turntable, self.photographs, self.run_cameras,
+            self.checks, self.files, self.link, *self.rebake_controls.components,
         ]  # fmt: skip
 
     def on_load(self, event: Any) -> None:
@@ -152,12 +159,31 @@ class ReconstructPage:
         self._follow_after(shown)
         self.photos.look_after(shown)
 
-    def _drop(self, request: gr.Request, data: dict[str, Any]) -> Any:
-        """Leave a photograph out after its camera has been seen."""
+    def _act(self, request: gr.Request, data: dict[str, Any]) -> Any:
+        """Leave a photograph out after its camera has been seen, or keep cameras that were set by hand."""
         session = self._sessions.of(request.session_hash)
+        if data.get("act") == "cameras" and session.cameras is not None:
+            try:
+                cameras = camera_edits.cameras_of_act(data, [view.name for view in session.cameras.views])
+            except InputError as error:
+                return gr.skip(), gr.skip(), fragments.ending(error)
+            camera_edits.keep(session, session.camera_photos, cameras)
+            return gr.skip(), gr.skip(), gr.skip()  # the editor has shown it already
         if data.get("act") == "drop":
             session.photos.remove(str(data.get("id")))
-        return self._cameras_html(session), strip(session.photos)
+        return self._cameras_html(session), strip(session.photos), gr.skip()
+
+    def _set_run_cameras(self, request: gr.Request, data: dict[str, Any]) -> Any:
+        """Keep cameras that were set by hand for the model on the page, until they are used."""
+        session = self._sessions.of(request.session_hash)
+        view = self._view(session)
+        if view is None or data.get("act") != "cameras":
+            return gr.skip()
+        try:
+            session.run_edited = camera_edits.cameras_of_act(data, view.view_names)
+        except InputError as error:
+            return fragments.ending(error)
+        return gr.skip()
 
     # Jobs
 
@@ -186,9 +212,10 @@ class ReconstructPage:
     def _generate(self, request: gr.Request, *values: Any) -> Any:
         def job(session: Session) -> Job:
             session.settings = settings = self.controls.settings(values)
-            views = session.photos.views()
+            views = camera_edits.views_of(session)
             make_job(views, settings, session.folder)  # refuses before a run is listed
             key, folder = self._sessions.new_run(session)
+            session.run_photos[key] = [photo.id for photo in session.photos]
             session.coming = key
             return make_job(views, settings, folder, formats=FORMATS, user=session.key)
 
@@ -198,6 +225,7 @@ class ReconstructPage:
         def job(session: Session) -> Job:
             session.coming = None
             session.camera_photos = [photo.id for photo in session.photos]
+            camera_edits.forget_for_another_front(session)
             views = session.photos.views()
             return make_job(views, self._service.defaults, session.folder / "none", user=session.key, until="cameras")
 
@@ -205,17 +233,33 @@ class ReconstructPage:
 
     def _rebake(self, request: gr.Request, *values: Any) -> Any:
         def job(session: Session) -> Job:
-            folder = self._sessions.shelf.find(session.shown or "")
-            if folder is None:
-                raise InputError("There is no model yet that could be baked again.")
             chosen = self.rebake_controls.settings(values)
-            changes = {name: getattr(chosen, name) for name in _REBAKED}
-            session.coming, target = session.shown, folder
-            if session.shown not in session.runs:  # somebody else's, opened by its link
-                session.coming, target = self._sessions.new_run(session)
-            return revise(folder, changes, target, formats=FORMATS, user=session.key)
+            return self._revision(session, {name: getattr(chosen, name) for name in _REBAKED})
 
         return self._start(request, job)
+
+    def _use_cameras(self, request: gr.Request) -> Any:
+        def job(session: Session) -> Job:
+            cameras = session.run_edited
+            if cameras is None:
+                raise InputError("No camera has been changed yet: choose a photo and move its camera first.")
+            revision = self._revision(session, {}, cameras)
+            ids = session.run_photos.get(session.shown or "")
+            if ids is not None and ids == [photo.id for photo in session.photos]:
+                camera_edits.keep(session, ids, cameras)  # the next model of these photos has them, too
+            return revision
+
+        return self._start(request, job)
+
+    def _revision(self, session: Session, changes: dict[str, Any], cameras: Any = None) -> Job:
+        """The model on the page again with something changed, in its place if it is the visitor's own."""
+        folder = self._sessions.shelf.find(session.shown or "")
+        if folder is None:
+            raise InputError("There is no model yet that could be changed.")
+        session.coming, target = session.shown, folder
+        if session.shown not in session.runs:  # somebody else's, opened by its link
+            session.coming, target = self._sessions.new_run(session)
+        return revise(folder, changes, target, formats=FORMATS, user=session.key, cameras=cameras)
 
     def _start(self, request: gr.Request, job: Any) -> Any:
         """Hand a job in, unless one is running. What cannot be handed in says why."""
@@ -223,14 +267,14 @@ class ReconstructPage:
         free = gr.update(interactive=True)
         work = session.works.get(WORK)
         if work is not None and not work.ended:
-            return fragments.waiting(), *[gr.update(interactive=False)] * 3, free, gr.skip()
+            return fragments.waiting(), *[gr.update(interactive=False)] * 4, free, gr.skip()
         try:
             ticket = self._service.submit(job(session))
         except InputError as error:
             session.works[WORK] = work = refused(error)
-            return self._status(session, work), free, free, free, gr.skip(), gr.skip()
+            return self._status(session, work), *[free] * 4, gr.skip(), gr.skip()
         session.works[WORK] = FollowedJob(ticket.events(), ticket.cancelled)
-        return fragments.waiting(), *[gr.update(interactive=False)] * 3, free, gr.update(visible=False)
+        return fragments.waiting(), *[gr.update(interactive=False)] * 4, free, gr.update(visible=False)
 
     def _stop(self, request: gr.Request) -> Any:
         return stop(self._sessions.of(request.session_hash).works.get(WORK))
@@ -253,7 +297,7 @@ class ReconstructPage:
             return self.open_updates(session, False)
         work.settled = True
         if isinstance(work.outcome, Result):
-            session.shown, session.camera_folder = session.coming, None
+            session.shown, session.camera_folder, session.run_edited = session.coming, None, None
         elif isinstance(work.outcome, CamerasFound):
             self._keep_cameras(session, work.outcome)
         elif session.coming is not None and session.coming != session.shown:
@@ -265,6 +309,7 @@ class ReconstructPage:
         session = self._sessions.of(request.session_hash)
         wanted = request.query_params.get("run")
         if wanted and self._sessions.shelf.file(wanted, RUN):
+            session.run_edited = session.run_edited if wanted == session.shown else None
             session.shown = wanted
         controls = [gr.skip()] * len(self.controls.components)
         if session.settings is not None:
@@ -276,27 +321,29 @@ class ReconstructPage:
         """Values for `open_outputs`. `new`: there is another result than before; else the shown one stays untouched."""
         work = session.works.get(WORK)
         busy = work is not None and not work.ended
-        buttons = [gr.update(interactive=not busy)] * 3
+        buttons = [gr.update(interactive=not busy)] * 4
         head = [self._status(session, work), *buttons, gr.update(interactive=busy), strip(session.photos)]
         view = self._view(session)
         there = view is not None
         panel = self._cameras_html(session)
         where = [gr.update(visible=not (there or panel or busy)), panel, gr.update(visible=there)]
         if not new:
-            return [*head, *where, *[gr.skip()] * 6, *[gr.skip()] * len(self.rebake_controls.components)]
+            return [*head, *where, *[gr.skip()] * 7, *[gr.skip()] * len(self.rebake_controls.components)]
         if view is None:
-            return [*head, *where, *[""] * 6, *[gr.skip()] * len(self.rebake_controls.components)]
+            return [*head, *where, *[""] * 7, *[gr.skip()] * len(self.rebake_controls.components)]
         settings = self.rebake_controls.values_of(settings_from_json(view.record["settings"]))
         link = (
             f'<p class="hint"><a href="?run={session.shown}">Link to this model</a>, for whoever you give it to, '
             "as long as it is kept here.</p>"
         )
-        shown = [view.model(), view.turntable(), view.photographs(), view.checks(), view.files(), link]
+        edited = session.run_edited and [camera and camera.as_json() for camera in session.run_edited]
+        shown = [view.model(), view.turntable(), view.photographs(), view.cameras(edited), view.checks(), view.files(),
+                 link]  # fmt: skip
         return [*head, *where, *shown, *settings]
 
     def show(self, session: Session, key: str) -> list[Any]:
         """Values for `open_outputs` that show another run of this visitor."""
-        session.shown, session.camera_folder = key, None
+        session.shown, session.camera_folder, session.run_edited = key, None, None
         work = session.works.get(WORK)
         if work is not None and work.ended:
             session.works.pop(WORK)  # what it said belongs to the run before
@@ -338,5 +385,6 @@ class ReconstructPage:
         if session.camera_folder is None or session.cameras is None:
             return ""
         left_out = [id for id in session.camera_photos if session.photos.index(id) is None]
-        return cameras_panel(session.cameras, session.camera_folder, session.camera_photos, left_out)
-
+        return cameras_panel(
+            session.cameras, session.camera_folder, session.camera_photos, session.edited, left_out
+        )

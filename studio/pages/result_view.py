@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from studio.events import (
     VIDEO,
 )
 from studio.pages import fragments
+from studio.pages.camera_edits import editor
 from studio.pages.files import COLMAP, address, light_addresses
 
 # Formats that every run of the page writes beside the usual files.
@@ -62,12 +63,43 @@ class ResultView:
 
     def model(self) -> str:
         """The viewer."""
-        registered = self.record["camera_frame"] == "object"
-        cameras = f'cameras="{self._at(CAMERAS)}" photos="{address(self._key)}"' if registered else ""
+        cameras = f'cameras="{self._at(CAMERAS)}" photos="{address(self._key)}"' if self.registered else ""
         return (
             f'<studio-viewer id="model" mesh="{self._at(MESH)}" splats="{self._at(SPLATS)}" {cameras} '
             f'lights="{light_addresses()}" label="The model in 3D"></studio-viewer>'
             '<p class="hint">Drag or use the arrow keys to turn, scroll to zoom, right-drag to move.</p>'
+        )
+
+    @property
+    def registered(self) -> bool:
+        """Whether the cameras stand around the model."""
+        return self.record["camera_frame"] == "object"
+
+    @property
+    def view_names(self) -> list[str]:
+        return [str(view["name"]) for view in self.record["views"]]
+
+    def stated_cameras(self) -> list[dict[str, Any] | None]:
+        """Of each view, the frame of the camera that was set by hand, if it was."""
+        return [camera and camera["stated"] for camera in self._cameras]
+
+    @property
+    def _cameras(self) -> list[dict[str, Any] | None]:
+        return [view.get("camera") for view in self.record["views"]]
+
+    def cameras(self, edited: Sequence[dict[str, Any] | None] | None) -> str:
+        """The model among its cameras, which can be set by hand.
+
+        edited: those that have been set and not used yet; None for those that the run was made with.
+        """
+        if not self.registered:
+            return fragments.hint("These networks do not place the photos around the model: nothing to correct.")
+        found = [camera and (camera["found"] or camera["stated"]) for camera in self._cameras]
+        return (
+            f'<section class="cameras"><studio-viewer id="run-cameras-view" mesh="{self._at(MESH)}" framed '
+            f'cameras="{self._at(CAMERAS)}" photos="{address(self._key)}" lights="{light_addresses()}" '
+            'label="The model among the cameras of its photos"></studio-viewer>'
+            f"{editor(address(self._key), self.stated_cameras() if edited is None else edited, found)}</section>"
         )
 
     def turntable(self) -> str:

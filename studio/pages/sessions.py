@@ -22,6 +22,7 @@ from studio.pages.follow import Followed
 from studio.pages.photos import Photos
 from studio.refine_events import Refined
 from studio.settings import ReconstructSettings
+from studio.view_cameras import ViewCamera
 
 GRACE_SECONDS = 60.0  # a job goes on this long after its page was closed, so that a reload finds it
 KEEP_SECONDS = 3600.0
@@ -41,6 +42,9 @@ class Session:
         preset, settings: those asked for last.
         shown: the run on the Reconstruct page; coming: the one that is being made, None while only cameras are sought.
         cameras: those found last, camera_folder: the key of their pictures, camera_photos: ids of their photographs.
+        edited: cameras set by hand, by the ids of their photographs; edited_front: the first photograph then.
+        run_photos: ids of the photographs of each run, by its key; run_edited: the cameras set by hand for the run that
+            is shown and not used yet, one per view.
         sheet: key of the files of the latest comparison.
         refined: key and result of the latest refinement.
         seen: when a page of it last spoke; pages: those that are open.
@@ -58,6 +62,10 @@ class Session:
     cameras: CamerasFound | None = None
     camera_folder: str | None = None
     camera_photos: list[str] = field(default_factory=list)
+    edited: dict[str, ViewCamera] = field(default_factory=dict)
+    edited_front: str = ""
+    run_photos: dict[str, list[str]] = field(default_factory=dict)
+    run_edited: list[ViewCamera | None] | None = None
     sheet: str | None = None
     refined: tuple[str, Refined] | None = None
     pages: set[str] = field(default_factory=set)
@@ -167,6 +175,7 @@ class Sessions:
             if key not in session.runs:
                 return
             session.runs.remove(key)
+            session.run_photos.pop(key, None)
             folder = self.shelf.find(key)
             self.shelf.remove(key)
             if session.shown == key:

@@ -126,6 +126,7 @@ def _refine(page, folder: Path) -> None:
     turn_to(page, "#refine-tabs", "3D model")
     page.wait_for_selector("#refined-model[data-state=ready]", timeout=WAIT)
     _turn(page, "#refined-model")
+    _try_broken_lights(page, folder)
     turn_to(page, "#refine-tabs", "Other lights")
     page.wait_for_function(
         "[...document.querySelectorAll('#refine-lights video')].filter((v) => v.readyState >= 2).length === 3",
@@ -136,6 +137,21 @@ def _refine(page, folder: Path) -> None:
     assert len(trimesh.load(glb, force="mesh").faces) > 0
     unchanged = glb.read_bytes() == (folder / "mesh.glb").read_bytes()
     assert unchanged == (verdict != "Refined")  # what did not help changes nothing
+
+
+def _try_broken_lights(page, folder: Path) -> None:
+    """A file that is no light says so in one sentence, and changes nothing."""
+    before = page.get_attribute("#refined-model", "data-light")
+    for name, content in (("no.hdr", b"no light"), ("torn.hdr", LIGHT.read_bytes()[:2000])):
+        (folder / name).write_bytes(content)
+        page.set_input_files("#refined-model .own-light", folder / name)
+        note = page.wait_for_selector("#refined-model .viewer-note", timeout=WAIT)
+        assert note.inner_text() == "That is no light: an equirectangular Radiance file (.hdr) is needed."
+        assert page.get_attribute("#refined-model", "data-light") == before
+        note.click()
+        page.wait_for_selector("#refined-model .viewer-note", state="detached", timeout=WAIT)
+    page.set_input_files("#refined-model .own-light", LIGHT)
+    page.wait_for_selector("#refined-model[data-light=Own]", timeout=WAIT)
 
 
 def _compare(page, folder: Path) -> None:

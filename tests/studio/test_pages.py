@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import io
+import json
 import re
 import threading
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from PIL import Image
 from tiny_checkpoint import tiny_views
 
 from studio.events import Note, Progress
-from studio.pages import fragments, refine_view, sheet
+from studio.pages import camera_edits, fragments, refine_view, sheet
 from studio.pages.controls import SettingControls
 from studio.pages.examples import find_examples
 from studio.pages.files import Shelf
@@ -220,6 +221,29 @@ def _png(values: tuple[int, int]) -> str:
     stream = io.BytesIO()
     mask.save(stream, "PNG")
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
+
+
+def test_cameras_set_by_hand_are_taken_only_if_they_are_some_and_stand_around_the_front(tmp_path):
+    pose = [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 2], [0, 0, 0, 1]]
+    frame = {"w": 1, "h": 1, "fl_x": 1.2, "transform_matrix": pose}
+    for bad in (None, 3, "", "{", "[null]", "[" * 100_000, f"[{'null, ' * 50_000}null]", "{}", "[0, null]", "[{}, 1]"):
+        with pytest.raises(InputError):
+            camera_edits.cameras_of_act({"frames": bad}, ["a", "b"])
+    cameras = camera_edits.cameras_of_act({"frames": json.dumps([None, frame])}, ["a", "b"])
+    assert cameras[0] is None and cameras[1].lens == (1.2, 1.2, 0.5, 0.5)
+
+    session = Sessions().attach("page", None)
+    for number, view in enumerate(tiny_views(2)):
+        view.save(tmp_path / f"{number}.png")
+        session.photos.add([tmp_path / f"{number}.png"])
+    ids = [photo.id for photo in session.photos]
+    camera_edits.keep(session, ids, cameras)
+    assert [view.camera for view in camera_edits.views_of(session)] == cameras
+    session.photos.move(ids[1], 0)
+    with pytest.raises(InputError, match="Another photo has become the front"):
+        camera_edits.views_of(session)
+    camera_edits.forget_for_another_front(session)
+    assert [view.camera for view in camera_edits.views_of(session)] == [None, None]
 
 
 def test_the_environment_decides_how_the_studio_is_hosted():

@@ -3,6 +3,7 @@ import {
   BufferGeometry, CanvasTexture, Color, DoubleSide, Float32BufferAttribute, Group, LineBasicMaterial, LineSegments,
   Matrix4, Mesh, MeshBasicMaterial, PlaneGeometry, Sprite, SpriteMaterial, SRGBColorSpace, TextureLoader, Vector3,
 } from 'three';
+import { framesOf } from './pose.js';
 
 const SIZE = 0.5; // height of a pyramid's base, of the cameras' mean distance from the origin
 const SURE = new Color(0x0f766e), DOUBTFUL = new Color(0xc2761b), WRONG = new Color(0xbe3c32);
@@ -13,57 +14,91 @@ export function colorOfTrust(trust) {
 }
 
 /**
- * A group of pyramids for a parsed transforms.json (camera to world, OpenGL axes). `userData.views` lists
- * {position, size, picture}. `loaded` is called whenever a picture has come.
+ * A group of pyramids for a parsed transforms.json (camera to world, OpenGL axes). `userData.views` lists them.
+ * `loaded` is called whenever a picture has come.
  */
 export function frusta(record, folder, trust, loaded) {
   const group = new Group();
-  group.userData.views = [];
-  const places = record.frames.map((frame) => new Matrix4().set(...frame.transform_matrix.flat()));
-  const positions = places.map((place) => new Vector3().setFromMatrixPosition(place));
-  const mean = positions.reduce((sum, position) => sum + position.length(), 0) / positions.length;
-  record.frames.forEach((frame, index) => {
-    const { w, h, fl_x: fx, fl_y: fy = fx } = { ...record, ...frame };
-    const height = SIZE * mean * 0.5, depth = (height * fy) / h, width = (height * (w / fx)) / (h / fy);
-    const color = colorOfTrust(trust[index]);
-    const camera = new Group();
-    camera.applyMatrix4(places[index]);
-    camera.add(pyramid(width, height, depth, color));
-    const picture = new Mesh(
-      new PlaneGeometry(width, height),
-      new MeshBasicMaterial({ side: DoubleSide, transparent: true, opacity: 0.95, color: 0xffffff, toneMapped: false }),
-    );
-    picture.position.z = -depth;
+  const frames = framesOf(record);
+  const distances = frames.map((frame) => new Vector3().setFromMatrixPosition(matrixOf(frame)).length());
+  const height = (SIZE * distances.reduce((sum, distance) => sum + distance, 0) * 0.5) / frames.length;
+  group.userData.views = frames.map((frame, index) => {
+    const view = new Frustum(frame, index, height, colorOfTrust(trust[index]));
     new TextureLoader().load(folder + frame.file_path, (texture) => {
       texture.colorSpace = SRGBColorSpace;
-      picture.material.map = texture;
-      picture.material.needsUpdate = true;
+      view.picture.material.map = texture;
+      view.picture.material.needsUpdate = true;
       loaded();
     });
-    const number = badge(index + 1, color, height * 0.42);
-    number.position.set(0, height * 0.78, -depth);
-    camera.add(picture, number);
-    group.add(camera);
-    const view = { position: positions[index], size: Math.hypot(width, height, depth), picture };
-    picture.userData.view = view;
-    group.userData.views.push(view);
+    group.add(view);
+    return view;
   });
   return group;
 }
 
-function pyramid(width, height, depth, color) {
+/** One camera. `size`: how far it reaches from its place. */
+class Frustum extends Group {
+  constructor(frame, index, height, color) {
+    super();
+    this.index = index;
+    this.height = height;
+    this.matrixAutoUpdate = false;
+    this.edges = new LineSegments(new BufferGeometry(), new LineBasicMaterial());
+    this.picture = new Mesh(
+      new PlaneGeometry(1, 1),
+      new MeshBasicMaterial({ side: DoubleSide, transparent: true, opacity: 0.95, color: 0xffffff, toneMapped: false }),
+    );
+    this.picture.userData.view = this;
+    this.badge = new Sprite(new SpriteMaterial({ depthTest: false }));
+    this.badge.renderOrder = 2;
+    this.add(this.edges, this.picture, this.badge);
+    this.paint(color);
+    this.choose(false);
+    this.place(frame);
+  }
+
+  /** Stand where a frame of a transforms.json says, with its angle of view. */
+  place(frame) {
+    const { w, h, fl_x: fx, fl_y: fy } = frame;
+    const depth = (this.height * fy) / h, width = (this.height * (w / fx)) / (h / fy);
+    this.matrix.copy(matrixOf(frame));
+    this.matrix.decompose(this.position, this.quaternion, this.scale);
+    this.matrixWorldNeedsUpdate = true;
+    this.size = Math.hypot(width, this.height, depth);
+    this.edges.geometry.setAttribute('position', new Float32BufferAttribute(pyramid(width, this.height, depth), 3));
+    this.edges.geometry.computeBoundingSphere();
+    this.picture.scale.set(width, this.height, 1);
+    this.picture.position.z = -depth;
+    this.badge.position.set(0, this.height * 0.78, -depth);
+  }
+
+  paint(color) {
+    this.edges.material.color = color;
+    this.badge.material.map?.dispose();
+    this.badge.material.map = disc(this.index + 1, color);
+  }
+
+  /** Stand out among the others, or not. */
+  choose(chosen) {
+    this.badge.scale.setScalar(this.height * (chosen ? 0.62 : 0.42));
+  }
+}
+
+function matrixOf(frame) {
+  return new Matrix4().set(...frame.transform_matrix.flat());
+}
+
+function pyramid(width, height, depth) {
   const [x, y] = [width / 2, height / 2];
   const corners = [[-x, -y], [x, -y], [x, y], [-x, y]];
-  const points = corners.flatMap(([a, b], k) => {
+  return corners.flatMap(([a, b], k) => {
     const [c, d] = corners[(k + 1) % 4];
     return [0, 0, 0, a, b, -depth, a, b, -depth, c, d, -depth];
   });
-  const geometry = new BufferGeometry().setAttribute('position', new Float32BufferAttribute(points, 3));
-  return new LineSegments(geometry, new LineBasicMaterial({ color }));
 }
 
-/** A number on a disc that always faces the viewer. */
-function badge(number, color, size) {
+/** A number on a disc. */
+function disc(number, color) {
   const canvas = document.createElement('canvas');
   canvas.width = canvas.height = 64;
   const pen = canvas.getContext('2d');
@@ -78,8 +113,5 @@ function badge(number, color, size) {
   pen.fillText(number, 32, 34);
   const map = new CanvasTexture(canvas);
   map.colorSpace = SRGBColorSpace;
-  const sprite = new Sprite(new SpriteMaterial({ map, depthTest: false }));
-  sprite.scale.set(size, size, 1);
-  sprite.renderOrder = 2;
-  return sprite;
+  return map;
 }

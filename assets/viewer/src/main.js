@@ -3,8 +3,10 @@ import { Viewer } from './viewer.js';
 import { Slider } from './slider.js';
 import { Wall } from './wall.js';
 import { MaskEditor } from './mask.js';
+import { CameraEditor } from './camera_editor.js';
 
 customElements.define('studio-viewer', Viewer);
 customElements.define('studio-slider', Slider);
 customElements.define('studio-wall', Wall);
 customElements.define('studio-mask', MaskEditor);
+customElements.define('studio-camera-editor', CameraEditor);

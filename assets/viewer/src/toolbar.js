@@ -14,7 +14,7 @@ export function toolbar(viewer) {
     set.append(ownLight(viewer));
     bar.append(set);
   }
-  if (viewer.frusta && viewer.surface) bar.append(check('Cameras', (on) => viewer.showCameras(on)));
+  if (viewer.frusta && viewer.surface) bar.append(check('Cameras', viewer.frusta.visible, (on) => viewer.showCameras(on)));
   const end = document.createElement('div');
   end.className = 'viewer-end';
   end.append(
@@ -35,7 +35,10 @@ function choice(title, options, chosen) {
     const label = document.createElement('label');
     const input = document.createElement('input');
     Object.assign(input, { type: 'radio', name, value, checked: index === 0 });
-    input.addEventListener('change', () => chosen(value));
+    input.addEventListener('change', () => {
+      set.querySelector('.own')?.classList.remove('on');
+      chosen(value);
+    });
     label.append(input, text);
     set.append(label);
   });
@@ -45,6 +48,7 @@ function choice(title, options, chosen) {
 /** An HDR file of the visitor's; it does not leave the browser. */
 function ownLight(viewer) {
   const label = document.createElement('label');
+  label.className = 'own';
   label.title = 'Light the model by an equirectangular .hdr file of yours';
   const input = document.createElement('input');
   Object.assign(input, { type: 'file', accept: '.hdr', className: 'own-light' });
@@ -53,20 +57,23 @@ function ownLight(viewer) {
     viewer.lights.push(['Own', URL.createObjectURL(input.files[0])]);
     try {
       await viewer.light(viewer.lights.length - 1);
+      label.closest('fieldset').querySelectorAll('[type=radio]').forEach((radio) => { radio.checked = false; });
+      label.classList.add('on');
     } catch {
       viewer.lights.pop();
       viewer.say('That is no light: an equirectangular Radiance file (.hdr) is needed.');
     }
+    input.value = ''; // so that the same file can be tried again
   });
   label.append(input, 'Own light');
   return label;
 }
 
-function check(text, changed) {
+function check(text, checked, changed) {
   const label = document.createElement('label');
   label.className = 'viewer-check';
   const input = document.createElement('input');
-  input.type = 'checkbox';
+  Object.assign(input, { type: 'checkbox', checked });
   input.addEventListener('change', () => changed(input.checked));
   label.append(input, text);
   return label;

@@ -3,11 +3,13 @@
 //   mesh      address of a GLB            splats   address of a Gaussian PLY
 //   cameras   address of transforms.json  photos   address of the folder its file names are relative to
 //   trust     confidence of each camera, 0 to 1, separated by commas
+//   framed    show the cameras from the beginning beside a model, too
 //   lights    "Name=address;..." of equirectangular .hdr files, the first one to begin with
 //   label     what a screen reader says
 //
 // Everything is in the glTF frame (y up). The element draws only when something changes. Its attribute data-state is
-// "loading", "ready" or "failed".
+// "loading", "ready" or "failed"; the event "ready" tells when it is. The event "pick" tells the number (from 0) of a
+// camera that has been clicked.
 import {
   AmbientLight, Box3, BoxGeometry, EdgesGeometry, GridHelper, Group, LineBasicMaterial, LineSegments, MeshBasicMaterial,
   NeutralToneMapping, PerspectiveCamera, PMREMGenerator, Raycaster, Scene, Sphere, Spherical, Vector2, Vector3, WebGLRenderer,
@@ -98,7 +100,8 @@ export class Viewer extends HTMLElement {
     if (cameras) {
       const trust = (this.getAttribute('trust') || '').split(',').filter(Boolean).map(Number);
       this.frusta = frusta(cameras, this.getAttribute('photos') || '', trust, () => this.draw());
-      this.frusta.visible = !mesh;
+      this.record = cameras;
+      this.frusta.visible = !mesh || this.hasAttribute('framed');
       this.scene.add(this.frusta);
     }
     this.lights = (this.getAttribute('lights') || '').split(';').filter(Boolean).map((entry) => entry.split('='));
@@ -108,6 +111,7 @@ export class Viewer extends HTMLElement {
     if (mesh) await this.light(0);
     this.resize();
     this.dataset.state = 'ready';
+    this.dispatchEvent(new Event('ready'));
   }
 
   async mesh() {
@@ -236,7 +240,10 @@ export class Viewer extends HTMLElement {
       const ray = new Raycaster();
       ray.setFromCamera(at.multiplyScalar(2).subScalar(1).multiply(new Vector2(1, -1)), this.camera);
       const hit = ray.intersectObjects(this.frusta.userData.views.map((view) => view.picture))[0];
-      if (hit) this.look(hit.object.userData.view.position, this.bounds.getCenter(new Vector3()));
+      if (!hit) return;
+      const { view } = hit.object.userData;
+      this.look(view.position, this.bounds.getCenter(new Vector3()));
+      this.dispatchEvent(new CustomEvent('pick', { detail: view.index }));
     });
   }
 
