@@ -16,7 +16,7 @@ from studio.costs import best_bargain, full_seconds
 from studio.events import MESH, RUN, VIDEO, Progress, Result
 from studio.groups import run_group
 from studio.history import History
-from studio.pages import fragments, sheet
+from studio.pages import camera_edits, fragments, sheet
 from studio.pages.files import address
 from studio.pages.follow import Followed, Watch, refused, stop
 from studio.pages.html import html, live, on_act, scroll_to
@@ -204,7 +204,7 @@ class ComparePage:
         settings = make_settings(_SMALL, apply_preset(preset, self._service.defaults))
         folder = self._sessions.new_folder(session, "sweep")
         variations = [f"{axis.setting.key}={','.join(axis.values)}" for axis in axes]
-        cells = sweep(session.photos.views(), variations, settings, folder, user=session.key)
+        cells = sweep(camera_edits.views_of(session), variations, settings, folder, user=session.key)
         keys = [self._sessions.adopt_run(session, cell.job.out_dir) for cell in cells]
         return FollowedSweep(self._service, axes, cells, keys)
 

@@ -102,10 +102,12 @@ class PhotoPanel:
         return strip(photos), "", editor
 
     def _mask(self, request: gr.Request, data: dict[str, Any]) -> Any:
-        photos = self._sessions.of(request.session_hash).photos
+        session = self._sessions.of(request.session_hash)
+        photos, id = session.photos, str(data.get("id"))
         if data.get("act") == "mask":
             try:
-                photos.set_mask(str(data.get("id")), data.get("png"))
+                photos.set_mask(id, data.get("png"))
+                session.edited.pop(id, None)  # its camera was that of the view as it had been cut out
             except InputError as error:
                 return gr.skip(), fragments.alerts([str(error)]), gr.skip()
         return strip(photos), "", ""

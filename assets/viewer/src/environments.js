@@ -19,6 +19,28 @@ async function load(address) {
   return { picture, intensity: RADIANCE / meanRadiance(picture.image.data) };
 }
 
+/** Whether the bytes of a Radiance file hold all its rows. The loader takes what is missing for black. */
+export function isWhole(buffer) {
+  const bytes = new Uint8Array(buffer);
+  const head = new TextDecoder('latin1').decode(bytes.subarray(0, 4096));
+  const size = /\n-Y (\d+) \+X (\d+)\n/.exec(head);
+  if (!head.startsWith('#?') || !size) return false;
+  const [height, width] = [Number(size[1]), Number(size[2])];
+  let at = size.index + size[0].length;
+  if (width < 8 || width > 0x7fff || bytes[at] !== 2 || bytes[at + 1] !== 2) return bytes.length >= at + 4 * width * height;
+  for (let row = 0; row < height; row++) {
+    at += 4;
+    for (let left = 4 * width; left > 0;) { // runs of its four channels
+      if (at >= bytes.length) return false;
+      const count = bytes[at] > 128 ? bytes[at] - 128 : bytes[at];
+      if (!count) return false;
+      at += bytes[at] > 128 ? 2 : 1 + count;
+      left -= count;
+    }
+  }
+  return at <= bytes.length;
+}
+
 /** Half-float RGBA pixels, every two by two of them averaged. */
 function halved({ data, width, height }) {
   const [w, h] = [width >> 1, height >> 1];

@@ -1,5 +1,7 @@
 // The controls of a viewer: plain form elements, so that keyboard and screen reader work as everywhere.
 
+import { isWhole } from './environments.js';
+
 let groups = 0; // names of radio groups must differ between the viewers of a page
 
 export function toolbar(viewer) {
@@ -54,8 +56,10 @@ function ownLight(viewer) {
   Object.assign(input, { type: 'file', accept: '.hdr', className: 'own-light' });
   input.addEventListener('change', async () => {
     if (!input.files.length) return;
-    viewer.lights.push(['Own', URL.createObjectURL(input.files[0])]);
+    const [file] = input.files;
+    viewer.lights.push(['Own', URL.createObjectURL(file)]);
     try {
+      if (!isWhole(await file.arrayBuffer())) throw new Error('rows are missing');
       await viewer.light(viewer.lights.length - 1);
       label.closest('fieldset').querySelectorAll('[type=radio]').forEach((radio) => { radio.checked = false; });
       label.classList.add('on');
