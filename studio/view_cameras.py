@@ -92,8 +92,8 @@ def camera_of_frame(frame: Any, who: str) -> ViewCamera:
 def read_cameras(file: Path, names: Sequence[str]) -> list[ViewCamera]:
     """The cameras of views, by their names, from a transforms.json of the studio or made after it.
 
-    If every view's name is that of a frame's picture, these belong together; a file of the studio's own, whose pictures
-    are views/000.png and so on, is in the order of the views.
+    A file of the studio's own, whose pictures are views/000.png and so on, is in the order of the views; in any other a
+    frame's picture must be called like the view.
 
     Raises InputError, one sentence, whatever the file holds.
     """
@@ -122,12 +122,13 @@ def cameras_of_transforms(record: Any, names: Sequence[str], what: str) -> list[
     shared = {key: value for key, value in record.items() if key != "frames"}
     paths = [PurePosixPath(str(frame.get("file_path", ""))) for frame in frames]
     places = {key: index for index in reversed(range(len(frames))) for key in (paths[index].stem, paths[index].name)}
-    if len(set(names)) == len(names) and all(name in places for name in names):
-        order = [places[name] for name in names]
-    elif all(_OF_A_RUN.fullmatch(str(path)) for path in paths):
+    # First, for a photo may be called 001.png and be another than the second view.
+    if all(_OF_A_RUN.fullmatch(str(path)) for path in paths):
         if len(frames) != len(names):
             raise InputError(f"{what} lists {len(frames)} cameras, but there are {len(names)} photos: each needs one.")
         order = list(range(len(names)))
+    elif len(set(names)) == len(names) and all(name in places for name in names):
+        order = [places[name] for name in names]
     else:
         absent = next((name for name in names if name not in places), names[0])
         raise InputError(f"{what} has no camera of its own for '{absent}': its file_path must be the photo's name.")

@@ -254,6 +254,26 @@ def test_export_writes_a_finished_run_again_in_other_formats(photos, shared_work
     assert json.loads((tmp_path / "large" / "run.json").read_text())["settings"]["texture_size"] == 768
 
 
+def test_cameras_are_edited_in_the_studios_own_file_and_handed_back(photos, shared_worker, tmp_path):
+    out = tmp_path / "out"
+    assert run(photos, "-o", out, *FAST).exit_code == 0
+    before = json.loads((out / "transforms.json").read_text())
+    edited = json.loads((out / "transforms.json").read_text())
+    for row in range(3):
+        edited["frames"][1]["transform_matrix"][row][3] *= 1.2  # farther away
+    (tmp_path / "edited.json").write_text(json.dumps(edited))
+    outcome = invoke("export", out, "-o", out, "--cameras", tmp_path / "edited.json", "--json")
+    assert outcome.exit_code == 0, outcome.output
+    assert {"structure", "latent", "decode"} <= set(json.loads(outcome.stdout.splitlines()[-1])["cached"])
+    assert run(photos, "-o", tmp_path / "anew", "--cameras", tmp_path / "edited.json", *FAST).exit_code == 0
+    for folder in (out, tmp_path / "anew"):
+        record = json.loads((folder / "transforms.json").read_text())
+        for frame, wanted in zip(record["frames"], edited["frames"], strict=True):
+            assert frame["transform_matrix"][2] == pytest.approx(wanted["transform_matrix"][2], abs=1e-5)
+    assert record["frames"][1] != before["frames"][1]
+    assert invoke("replay", tmp_path / "anew", "-o", tmp_path / "replayed").exit_code == 0
+
+
 def test_a_batch_of_five_interrupted_after_two_goes_on_with_three_and_survives_a_bad_object(
     shared_worker, tmp_path, monkeypatch
 ):

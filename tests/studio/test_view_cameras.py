@@ -159,6 +159,8 @@ def test_pictures_called_like_the_photos_decide_which_camera_is_whose(finished, 
     assert len(read_cameras(tmp_path / "cameras.json", ["b.jpg"])) == 1
     with pytest.raises(InputError, match="no camera of its own for 'd.jpg'"):
         read_cameras(tmp_path / "cameras.json", ["a.jpg", "d.jpg"])
+    own = read_cameras(finished / "transforms.json", ["001.png", "000.png", "002.png"])  # in their order
+    assert np.allclose(own[0].pose, frames_of(finished)[0]["transform_matrix"])
 
 
 IDENTITY = [[1.0, 0, 0, 0], [0, 1.0, 0, 0], [0, 0, 1.0, 2.0], [0, 0, 0, 1.0]]
