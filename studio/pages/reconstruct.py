@@ -311,9 +311,9 @@ class ReconstructPage:
         if wanted and self._sessions.shelf.file(wanted, RUN):
             session.run_edited = session.run_edited if wanted == session.shown else None
             session.shown = wanted
-        controls = [gr.skip()] * len(self.controls.components)
-        if session.settings is not None:
-            controls = self.controls.values_of(session.settings)
+        # The first time, too: what Gradio shows for a number that is not given yet is a zero.
+        settings = session.settings or apply_preset(session.preset, self._service.defaults)
+        controls = self.controls.values_of(settings)
         preset = gr.update(value=session.preset, info=self._preset_info(session))
         return [*self.open_updates(session, True), preset, *controls]
 

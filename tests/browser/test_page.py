@@ -33,6 +33,9 @@ def page(browser, server) -> Iterator:
 def test_an_empty_page_says_what_to_do(page):
     assert page.is_visible("text=Your model will appear here")
     assert page.is_disabled("#cancel")
+    page.click("#settings > button")
+    turn_to(page, "#settings", "Model file")
+    page.wait_for_function("document.querySelector('#setting-longest_side input').value === ''", timeout=WAIT)
     press(page, "#generate")
     page.wait_for_selector(".status.stopped >> text=There are no views yet", timeout=WAIT)
     page.wait_for_selector("#generate:not([disabled])", timeout=WAIT)
