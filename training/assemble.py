@@ -1,6 +1,8 @@
 """Put trained networks into the published folder layout.
 
-    python -m training.assemble --runs runs --out assets/mini
+    python -m training.assemble --runs runs --out assets/mini --encoders training/encoders
+
+The encoders of both autoencoders are of use to further training only, so they lie apart from what users download.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ EXTRA = {
     "vggt_model": ("vggt", "VGGT", "vggt", "vggt", "vggt"),
     "image_cond_model": ("dinov2", "DinoVisionTransformer", "image_encoder", "dinov2", "dinov2"),
 }
+ENCODERS = {("structure_vae", "encoder"): "ss_enc", ("latent_vae", "encoder"): "slat_enc"}  # run, network: file stem
 STRUCTURE_PARAMS = {
     "steps": 10, "cfg_strength": 3.0, "cfg_interval": [0.5, 1.0], "rescale_t": 3.0, "guidance_rescale": 0.0,
 }
@@ -67,13 +70,23 @@ def assemble(runs: Path, out: Path, tiny: bool = False) -> None:
     (out / "pipeline.json").write_text(json.dumps(pipeline, indent=2) + "\n")
 
 
+def keep_encoders(runs: Path, out: Path) -> None:
+    """Write the encoders of `runs`, in 8 bits, to `out`, which `--init` of the training scripts takes."""
+    (out / "ckpts").mkdir(parents=True, exist_ok=True)
+    for (run, network), stem in ENCODERS.items():
+        save_file(quantise(load_file(runs / run / f"{network}.safetensors")), out / "ckpts" / f"{stem}.safetensors")
+
+
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--encoders", type=Path, help="also write the encoders, to this folder")
     parser.add_argument("--tiny", action="store_true")
     args = parser.parse_args(argv)
     assemble(args.runs, args.out, args.tiny)
+    if args.encoders:
+        keep_encoders(args.runs, args.encoders)
     size = sum(f.stat().st_size for f in args.out.rglob("*") if f.is_file())
     print(f"{args.out}: {size / 1e6:.1f} MB")
 

@@ -132,7 +132,8 @@ def main(argv: list[str] | None = None) -> None:
     run.train({"encoder": encoder, "gs": gaussians, "mesh": mesh}, draw, losses, graphs=False)
     encoder.load_state_dict({k[8:]: v for k, v in run.average.items() if k.startswith("encoder.")})
     if args.keep_decoders:
-        statistics = json.loads((args.init / "pipeline.json").read_text())["args"]["slat_normalization"]
+        pipeline = next(file for folder in args.init if (file := folder / "pipeline.json").exists())
+        statistics = json.loads(pipeline.read_text())["args"]["slat_normalization"]
     else:
         statistics = latent_statistics(run, cache, encoder.eval(), rounds=2 if args.tiny else 20)
     (run.folder / "normalization.json").write_text(json.dumps(statistics, indent=1))

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from training.assemble import EXTRA, PARTS
+from training.assemble import ENCODERS, EXTRA, PARTS
 from training.data.objects import ObjectLibrary
 from training.graphs import Batch, GraphedStep, drawn_ahead
 from training.settings import Sizes, sizes
@@ -40,7 +40,13 @@ def parser(
     p.add_argument("--lr", type=float, default=learning_rate)
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    p.add_argument("--init", type=Path, help="folder of runs, or an assembled checkpoint, whose weights to start from")
+    p.add_argument(
+        "--init",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="folders of runs, or assembled checkpoints, whose weights to start from; the first that has them counts",
+    )
     p.add_argument("--tiny", action="store_true", help="shrunken networks and data, for a test on a CPU")
     p.add_argument("--batch-scale", type=float, help="multiply every batch size, for smaller or larger devices")
     p.add_argument("--objects", type=int, help="use only the first so many objects")
@@ -49,7 +55,7 @@ def parser(
         p.add_argument(
             "--keep-decoders",
             action="store_true",
-            help="leave the decoders of --init as they are and learn their latents, so that its flows stay valid",
+            help="leave the decoders of --init as they are and learn their latents; flows trained before stay valid",
         )
     return p
 
@@ -241,15 +247,14 @@ class Run:
         print(f"[{self.name}] resumed at step {self.step}", flush=True)
 
     def _warm_start(self) -> None:
-        """Begin with the weights that `--init` has for a network: a folder of runs, or an assembled checkpoint."""
-        stems = {(run, network): stem for stem, _, run, network, _ in {**PARTS, **EXTRA}.values()}
+        """Begin with the weights that `--init` has for a network: folders of runs, or assembled checkpoints."""
+        stems = ENCODERS | {(run, network): stem for stem, _, run, network, _ in {**PARTS, **EXTRA}.values()}
         for name, network in self.networks.items():
-            if self.args.init is None:
-                continue
             stem = stems.get((self.name, name), name)
             # The structure flow is also trained along with VGGT.
             files = f"{self.name}/{name}", f"vggt/{name}", f"ckpts/{stem}"
-            found = [path for file in files if (path := self.args.init / f"{file}.safetensors").exists()]
+            paths = (folder / f"{file}.safetensors" for folder in self.args.init for file in files)
+            found = [path for path in paths if path.exists()]
             if found:
                 weights = dequantise(load_file(found[0]))
                 network.load_state_dict({k: _fitted(v, network.state_dict()[k]) for k, v in weights.items()})

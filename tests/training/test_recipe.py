@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from training import image_encoder, latent_flow, latent_vae, structure_flow, structure_vae, vggt
-from training.assemble import assemble
+from training.assemble import assemble, keep_encoders
 from training.data.pack import PackedMesh
 from training.data.procedural import random_solid
 from trellis.pipelines import TrellisVGGTTo3DPipeline
@@ -77,6 +77,17 @@ def test_encoders_can_learn_the_latents_of_decoders_that_stay(data, runs, tmp_pa
         assert any(not torch.equal(after[key], value) for key, value in before.items())
     statistics = [folder / "latent_vae" / "normalization.json" for folder in (runs, tmp_path)]
     assert json.loads(statistics[0].read_text()) == json.loads(statistics[1].read_text())
+
+
+def test_encoders_are_kept_for_the_next_run(data, runs, tmp_path, capsys):
+    keep_encoders(runs, tmp_path / "kept")
+    folders = str(tmp_path), str(tmp_path / "kept")  # the first has nothing
+    for script, run in ((structure_vae, "structure_vae"), (latent_vae, "latent_vae")):
+        script.main(arguments(data, tmp_path / "next", "--steps", "0", "--init", *folders))
+        assert f"[{run}] encoder starts from {tmp_path / 'kept'}" in capsys.readouterr().out
+        before, after = (load_file(folder / run / "encoder.safetensors") for folder in (runs, tmp_path / "next"))
+        for key, value in before.items():
+            torch.testing.assert_close(after[key], value, atol=0.02, rtol=0.02)
 
 
 def test_a_run_resumes_where_it_stopped(data, tmp_path, capsys):
