@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.gpu_stages import PLAIN, Stage
+from benchmarks.gpu_stages import PLAIN, Stage, difference
 from trellis import backends
-from trellis.modules import norms_torch
+from trellis.errors import InputError
+from trellis.modules import launch_graph, norms_torch
 
 _ROWS = 15
 
@@ -55,25 +56,40 @@ def kernels(stage: Stage, device: torch.device) -> dict[str, Any]:
 
 
 def ablation(stage: Stage, device: torch.device, measure: Measure) -> list[dict[str, Any]]:
-    """Print and return the time of a stage as it is, with each need in turn left to its reference, and in variants."""
+    """Print and return the time of a stage as it is, with each need in turn left to its reference, and in variants.
+
+    Beside each time: how far the result is from the one as it is, see `gpu_stages.difference`.
+    """
     before = {need: candidate.name for need, candidate in backends.choose(device, **_names(device)).items()}
-    rows = [{"stage": stage.title, "change": "as it is", "ms": measure(stage.ours)[0]}]
-    changes = {f"{need} by {name}": {need: name} for need, name in PLAIN.items() if name != before[need]}
+    as_it_is, _, expected = measure(stage.ours)
+    rows = [{"stage": stage.title, "change": "as it is", "ms": as_it_is, "difference": 0.0}]
+
+    def row(title: str, call: Callable[[], Any]) -> None:
+        ms, _, result = measure(call)
+        rows.append({"stage": stage.title, "change": title, "ms": ms, "difference": difference(result, expected)})
+
+    changes = {f"{need} by {name}": {need: name} for need, name in PLAIN.items()}
+    changes |= stage.choices if device.type == "cuda" else {}
     try:
         for title, change in changes.items():
-            backends.choose(device, **{**before, **change})
-            rows.append({"stage": stage.title, "change": title, "ms": measure(stage.ours)[0]})
+            if before != before | change:
+                try:
+                    backends.choose(device, **{**before, **change})
+                except InputError as error:
+                    print(f"{title}: {error}")
+                    continue
+                row(title, stage.ours)
         backends.choose(device, **before)
         if before["norms"] != PLAIN["norms"]:
             with _step_by_step(device):
-                title = "residual sums and norms step by step"
-                rows.append({"stage": stage.title, "change": title, "ms": measure(stage.ours)[0]})
+                row("residual sums and norms step by step", stage.ours)
     finally:
         backends.choose(device, **before)
     for title, call in stage.variants.items():
-        rows.append({"stage": stage.title, "change": title, "ms": measure(call)[0]})
-    for row in rows:
-        print(f"{row['stage']:<24}{row['change']:<40}{row['ms']:>10.2f} ms  {row['ms'] - rows[0]['ms']:+.2f}")
+        row(title, call)
+    for entry in rows:
+        print(f"{entry['stage']:<24}{entry['change']:<40}{entry['ms']:>10.2f} ms  {entry['ms'] - as_it_is:+10.2f} ms  "
+              f"{entry['difference']:.1e} off")  # fmt: skip
     print(flush=True)
     return rows
 
@@ -84,12 +100,14 @@ def _step_by_step(device: torch.device) -> Iterator[None]:
     norms = backends.of("norms", device)
     names = "add_branch", "modulated_norm", "add_and_modulated_norm", "add_and_norm"
     kept = {name: getattr(norms, name) for name in names}
+    launch_graph.forget()  # what was recorded with the others
     try:
         for name in names:
             setattr(norms, name, getattr(norms_torch, name))
         norms.add_and_norm = partial(norms_torch.add_and_norm, norm=norms.row_norm)
         yield
     finally:
+        launch_graph.forget()
         for name, function in kept.items():
             setattr(norms, name, function)
 

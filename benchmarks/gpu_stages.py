@@ -26,7 +26,17 @@ from trellis.representations.flexicubes import cubes_to_mesh
 # What the original's app asks for: the settings of the reference measurements.
 STRUCTURE = {"steps": 30, "cfg_strength": 7.5, "cfg_interval": (0.6, 1.0), "guidance_rescale": 0.7, "rescale_t": 5.0}
 LATENT = {"steps": 12, "cfg_strength": 3.0, "cfg_interval": (0.6, 1.0), "guidance_rescale": 0.5, "rescale_t": 3.0}
-PLAIN = {"attention": "sdpa", "sparse_convolution": "torch", "norms": "torch", "feed_forward": "torch"}
+PLAIN = {
+    "attention": "sdpa", "sparse_convolution": "torch", "norms": "torch", "feed_forward": "torch",
+    "launching": "stream",
+}  # fmt: skip
+# By title: backends that a GPU may prefer for dense tokens, and steps replayed as one graph with either kind.
+DENSE = {
+    "attention by cudnn": {"attention": "cudnn"},
+    "feed_forward by cublaslt": {"feed_forward": "cublaslt"},
+    "as one graph": {"launching": "cuda-graph", "attention": "cudnn", "feed_forward": "cublaslt"},
+    "as one graph, backends as they are": {"launching": "cuda-graph"},
+}
 
 KEYS = ("vggt", "structure", "latent", "gaussians", "mesh", "surface")
 
@@ -40,6 +50,7 @@ class Stage:
 
     networks: those that the stage runs, by their names in the pipeline.
     step: what the stage repeats, if it repeats something. variants: other ways to do the same, by title.
+    choices: backends worth trying on a GPU beside the references, by title.
     """
 
     key: str
@@ -49,6 +60,7 @@ class Stage:
     networks: tuple[str, ...]
     step: Callable[[], Any] | None = None
     variants: dict[str, Callable[[], Comparable]] = field(default_factory=dict)
+    choices: dict[str, dict[str, str]] = field(default_factory=dict)
 
     @property
     def once(self) -> Callable[[], Any]:
@@ -151,7 +163,8 @@ def stages(
               lambda: _plain_aggregator(pipeline, images), ("vggt",)),
         Stage("structure", f"structure, {structure['steps']} steps", our_structure, plain_structure,
               ("sparse_structure_flow_model",), structure_step,
-              {"conditions together" if not batched else "conditions apart": lambda: our_structure(not batched)}),
+              {"conditions together" if not batched else "conditions apart": lambda: our_structure(not batched)},
+              DENSE),
         Stage("latent", f"latent, {latent['steps']} steps", our_latent, plain_latent, ("slat_flow_model",)),
     ]  # fmt: skip
     if "slat_decoder_gs" in models:

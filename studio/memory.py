@@ -29,6 +29,7 @@ from torch import nn
 from studio.events import JobError
 from studio.settings import ReconstructSettings
 from studio.stages import CHUNK, STAGES
+from trellis.modules import launch_graph
 from trellis.pipelines.trellis_vggt_to_3d import TrellisVGGTTo3DPipeline
 
 # The networks that each stage runs; "image_cond_model" stays where it is, for the pipeline's device is its device.
@@ -205,6 +206,7 @@ def _rungs(
 def place(pipeline: TrellisVGGTTo3DPipeline, stage: str | None) -> None:
     """Keep only the networks of a stage on the pipeline's device (None: all of them)."""
     needed = None if stage is None else NETWORKS.get(stage, ())
+    launch_graph.forget()  # recordings hold memory, and are of no use once the weights have moved
     for name, network in {**pipeline.models, "vggt": pipeline.vggt}.items():
         network.to(pipeline.device if needed is None or name in needed else "cpu")
 

@@ -32,7 +32,7 @@ def table(monkeypatch):
 def test_a_cpu_uses_the_references():
     assert backends.choose("cpu").keys() == backends.NEEDS.keys()
     for need in backends.NEEDS:
-        assert backends.name_of(need, torch.device("cpu")) in {"sdpa", "torch", "numba"}
+        assert backends.name_of(need, torch.device("cpu")) in {"sdpa", "torch", "stream", "numba"}
 
 
 def test_every_need_has_a_candidate_for_both_kinds_of_device():

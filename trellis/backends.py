@@ -69,6 +69,11 @@ NEEDS: dict[str, tuple[Candidate, ...]] = {
         Candidate("torch", "trellis.modules.gelu_torch", ("cpu", "cuda"), "BSD-3-Clause"),
         Candidate("cublaslt", "trellis.modules.gelu_cublaslt", ("cuda",), "BSD-3-Clause"),
     ),
+    # How the steps of the structure's flow reach a GPU.
+    "launching": (
+        Candidate("stream", "trellis.modules.launch_stream", ("cpu", "cuda"), "BSD-3-Clause"),
+        Candidate("cuda-graph", "trellis.modules.launch_graph", ("cuda",), "BSD-3-Clause"),
+    ),
     "gaussian_splatting": (
         Candidate("gsplat", "trellis.renderers.gaussian_gsplat", ("cuda",), "Apache-2.0", "gsplat"),
         Candidate("numba", "trellis.renderers.gaussian_numba", ("cpu", "cuda"), "Apache-2.0", computes_on="cpu"),

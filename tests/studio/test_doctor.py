@@ -100,7 +100,7 @@ def gpu_machine(monkeypatch):
     packages = ["flash_attn", "xformers", "triton", "spconv", "gsplat", "diff_gaussian_rasterization", "nvdiffrast"]
     for package in packages:
         monkeypatch.setitem(sys.modules, package, None)  # importing it raises ModuleNotFoundError
-    for name in ("attention_cudnn", "gelu_cublaslt"):  # part of torch, and would try the GPU
+    for name in ("attention_cudnn", "gelu_cublaslt", "launch_graph"):  # part of torch, and would try the GPU
         module = importlib.import_module(f"trellis.modules.{name}")
         monkeypatch.setattr(module, "self_test", lambda device: None)
     return monkeypatch

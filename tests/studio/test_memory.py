@@ -14,6 +14,7 @@ from studio.job import make_job
 from studio.memory import Free, Size, fit, predict
 from studio.runner import run_job
 from studio.settings import make_settings
+from trellis.modules import launch_graph
 
 LARGE = {"texture_size": 2048, "video_frames": 240, "video_size": 1024}
 
@@ -63,6 +64,14 @@ def test_networks_come_back_to_their_device(engine):
     memory.place(engine.pipeline, "structure")
     memory.place(engine.pipeline, None)
     assert {name: next(model.parameters()).device for name, model in engine.pipeline.models.items()} == before
+
+
+def test_steps_that_were_recorded_give_their_memory_back_when_networks_leave(engine, monkeypatch):
+    flow = engine.pipeline.models["sparse_structure_flow_model"]
+    monkeypatch.setitem(launch_graph._kept, flow, object())
+    memory.place(engine.pipeline, "latent")
+    memory.place(engine.pipeline, None)
+    assert flow not in launch_graph._kept
 
 
 def test_more_of_anything_needs_more(engine, quick):

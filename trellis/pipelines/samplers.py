@@ -85,6 +85,11 @@ class Guidance:
     negative: Condition
     both: Condition | None = None
 
+    @property
+    def conditions(self) -> list[Condition]:
+        """All of them, in the order of the constructor."""
+        return [self.positive, self.negative, *([] if self.both is None else [self.both])]
+
 
 @dataclass(frozen=True)
 class SamplerStep:

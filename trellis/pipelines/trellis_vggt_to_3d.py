@@ -17,8 +17,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from trellis import backends
 from trellis.errors import InputError
 from trellis.models.sparse_structure_vae import occupied_coords
+from trellis.modules import launch_stream
 from trellis.modules.attention import ZeroCondition, stack_conditions
 from trellis.modules.precision import autocast_dtype, store_for_autocast
 from trellis.modules.sparse import SparseTensor
@@ -278,9 +280,13 @@ class TrellisVGGTTo3DPipeline:
         report(0)
         guidance = self._guidance(flow, cond.to(self.device), batched is not False)
         latent = self.structure_noise(seed).to(self.device)
-        for step in self.sparse_structure_sampler.iterate(flow, latent, lambda _: guidance, params):
-            latent = step.x
-            report(step.index + 1)
+        # What is recorded holds memory, which is short where the halves of a step run apart.
+        launching = launch_stream if guidance.both is None else backends.of("launching", self.device)
+        with launching.repeated(flow, guidance.conditions) as (velocity, conditions):
+            guidance = Guidance(*conditions)
+            for step in self.sparse_structure_sampler.iterate(velocity, latent, lambda _: guidance, params):
+                latent = step.x
+                report(step.index + 1)
         return latent
 
     @torch.no_grad()

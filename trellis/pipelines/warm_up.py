@@ -6,7 +6,6 @@ import torch
 from PIL import Image
 
 from trellis import backends
-from trellis.modules.attention import ZeroCondition, stack_conditions
 from trellis.pipelines.trellis_vggt_to_3d import TrellisVGGTTo3DPipeline
 
 _SIDE = 2  # voxels a side of that object; it fills one cell of the coarse grid
@@ -16,8 +15,8 @@ _SIDE = 2  # voxels a side of that object; it fills one cell of the coarse grid
 def warm_up(pipeline: TrellisVGGTTo3DPipeline) -> dict[str, backends.Candidate]:
     """Choose the backends for the pipeline's device, unless that was done, and run every network once.
 
-    Kernels are compiled for the widths and types of these networks, and a GPU's libraries plan for the lengths that
-    repeat. Lengths that depend on the number of views are met with one view.
+    Kernels are compiled for the widths and types of these networks, steps recorded if they are to be, and a GPU's
+    libraries plan for the lengths that repeat. Lengths that depend on the number of views are met with one view.
 
     Returns:
         What does the work, by need.
@@ -28,19 +27,13 @@ def warm_up(pipeline: TrellisVGGTTo3DPipeline) -> dict[str, backends.Candidate]:
     size = (pipeline.image_resolution,) * 2
     conditions = pipeline.get_cond([Image.new("RGBA", size, (128, 128, 128, 255))])
 
-    flow = pipeline.models["sparse_structure_flow_model"]
-    positive = flow.precompute_condition(conditions.structure)
-    both = stack_conditions([positive, flow.precompute_condition(ZeroCondition(1))])
-    noise = pipeline.structure_noise(0).to(device)
-    for cond in (positive, both):
-        state = noise.expand(cond.batch, -1, -1, -1, -1)
-        velocity = flow(state, torch.full((cond.batch,), 1000.0, device=device), cond)
-    pipeline.models["sparse_structure_decoder"](velocity[:1])
+    # Two steps, of which the guidance touches one.
+    params = {"steps": 2, "rescale_t": 1.0, "cfg_interval": (0.9, 1.0), "cfg_strength": 2.0}
+    latent = pipeline.sample_structure_latent(conditions.structure, 0, params)
+    pipeline.models["sparse_structure_decoder"](latent)
 
     axis = torch.arange(_SIDE, dtype=torch.int32)
     coords = torch.cartesian_prod(axis.new_zeros(1), axis, axis, axis)
-    # Two steps, of which the guidance touches one.
-    params = {"steps": 2, "rescale_t": 1.0, "cfg_interval": (0.9, 1.0), "cfg_strength": 2.0}
     slat = pipeline.sample_slat(conditions.latent, coords, 0, params)
     pipeline.decode_slat(slat, pipeline.formats)
     if device.type == "cuda":
