@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 from safetensors.torch import save_file
 
-from training.data.pack import PackedMesh, pack
+from training.data.packed import PackedMesh, pack
 
 
 def encoded(image: Image.Image) -> bytes:

@@ -10,8 +10,9 @@ import torch
 from packed_data import encoded, write_pack
 from PIL import Image
 
+from training.data import pack as pack_command
 from training.data.objects import ObjectLibrary, linear_to_srgb, ragged_arange, srgb_to_linear
-from training.data.pack import PackedMesh
+from training.data.packed import PackedMesh, unpack
 from training.data.procedural import _surface, random_solid
 from training.data.scenes import random_views, render
 from training.data.surface import SurfaceCache
@@ -144,3 +145,33 @@ def test_metrics_on_known_cases():
     c, s = math.cos(0.1), math.sin(0.1)
     source = 1.05 * target @ np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]]).T + 0.03
     assert np.abs(align_similarity(source, target) - target).max() < 1e-6
+
+
+def test_a_packed_file_takes_solids_and_unions_of_what_it_holds(tmp_path):
+    rng = np.random.default_rng(3)
+    meshes = []
+    for k, colour in enumerate(((250, 10, 10), (10, 10, 250))):
+        vertices, uvs, faces, _, _ = random_solid(rng)
+        texture = Image.new("RGB", (8 << k, 16), colour)
+        meshes.append(PackedMesh(f"solid-{k}", vertices, uvs, faces, encoded(texture), False))
+    before = write_pack(tmp_path / "before.safetensors", meshes)
+    for mesh, again in zip(meshes, unpack(before), strict=True):
+        np.testing.assert_allclose(again.vertices, mesh.vertices, atol=1e-3)
+        np.testing.assert_allclose(again.uvs, mesh.uvs, atol=1e-4)
+        np.testing.assert_array_equal(again.faces, mesh.faces)
+        assert (again.name, again.texture, again.smooth) == (mesh.name, mesh.texture, mesh.smooth)
+    pack_command.main([str(before), "-o", str(tmp_path / "after.safetensors"), "--unions", "12"])
+    library = ObjectLibrary(tmp_path / "after.safetensors")
+    assert library.names == ["solid-0", "solid-1", *(f"union-{k}" for k in range(12))]
+    for index, union in enumerate(unpack(tmp_path / "after.safetensors")[2:], start=2):
+        low, high = union.vertices.min(0), union.vertices.max(0)
+        np.testing.assert_allclose(low + high, 0, atol=2e-3)
+        assert (high - low).max() == pytest.approx(1, abs=2e-3)
+        # Each half keeps its colour, and is one of the two objects.
+        uvs = torch.from_numpy(union.uvs[union.faces].mean(1)).float()
+        albedo = linear_to_srgb(library.sample_albedo(torch.full((len(uvs),), index), uvs))
+        red, blue = ((albedo - torch.tensor(c) / 255).abs().amax(1) < 0.02 for c in ((250, 10, 10), (10, 10, 250)))
+        assert (red | blue).all()
+        assert {int(red.sum()), int(blue.sum())} <= {
+            len(meshes[0].faces), len(meshes[1].faces), 2 * len(meshes[0].faces), 2 * len(meshes[1].faces), 0
+        }

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from training import image_encoder, latent_flow, latent_vae, structure_flow, structure_vae, vggt
 from training.assemble import assemble, keep_encoders
-from training.data.pack import PackedMesh
+from training.data.packed import PackedMesh
 from training.data.procedural import random_solid
 from trellis.pipelines import TrellisVGGTTo3DPipeline
 
