@@ -120,11 +120,15 @@ def load_engine(
 def warm_up() -> None:
     """Compile, or load from disk, all kernels that a reconstruction runs."""
     from trellis.export import ExportOptions, export_mesh
+    from trellis.export.distance import surface_distance
+    from trellis.export.surface import surface_of
     from trellis.renderers import gaussian_raster, mesh_raster
 
     mesh_raster.warm_up()
     gaussian_raster.warm_up()
-    export_mesh(_cube(), simplify=0.0, texture_size=16, options=ExportOptions(num_views=2, view_resolution=32))
+    cube = _cube()
+    export_mesh(cube, simplify=0.0, texture_size=16, options=ExportOptions(num_views=2, view_resolution=32))
+    surface_distance(surface_of(cube), surface_of(cube), samples=8)
 
 
 def _cube() -> MeshExtractResult:

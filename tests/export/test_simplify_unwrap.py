@@ -6,7 +6,7 @@ import trimesh
 from shapes import mesh_of, patch_cube, sphere
 
 from trellis.errors import InputError
-from trellis.export.distance import point_triangle_distances, surface_distance
+from trellis.export.distance import nearest_distances, surface_distance
 from trellis.export.folds import unfold, without_fins
 from trellis.export.needles import flip_needles
 from trellis.export.simplify import simplify
@@ -52,7 +52,16 @@ def test_distance_to_a_triangle_is_that_of_its_nearest_point():
     triangle = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0]], dtype=float)
     points = np.array([[0.2, 0.2, 0.5], [2, 0, 0], [-3, -4, 0], [1, 1, 0], [0.5, -1, 0]], dtype=float)
     expected = [0.5, 1, 5, 0.5**0.5, 1]
-    assert np.allclose(point_triangle_distances(points, np.tile(triangle, (5, 1, 1))), expected)
+    first = np.zeros((5, 1), dtype=int)
+    assert np.allclose(nearest_distances(points, triangle[None], first), expected)
+    pair = np.stack([triangle + [0, 0, 9], triangle])
+    assert np.allclose(nearest_distances(points, pair, np.tile([0, 1], (5, 1))), expected)
+
+
+def test_distance_to_a_triangle_without_area_is_that_to_its_line():
+    flat = np.array([[[0, 0, 0], [1, 0, 0], [2, 0, 0]], [[1, 1, 1]] * 3], dtype=float)
+    points, which = np.array([[1.5, 2, 0], [1, 1, 4]]), np.array([[0], [1]])
+    assert np.allclose(nearest_distances(points, flat, which), [2, 3])
 
 
 def test_colour_seams_do_not_open_cracks():

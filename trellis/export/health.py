@@ -133,6 +133,11 @@ def _coverage(mesh: TexturedMesh, size: int) -> tuple[float, float]:
     first, last = forward.face_ids.numpy(), number - 1 - backward.face_ids.numpy()
     covered = first >= 0
     # A centre on the shared side of two faces is claimed by both without harm.
-    inner = (forward.barycentrics.numpy().min(axis=2) > 1e-3) & (backward.barycentrics.numpy().min(axis=2) > 1e-3)
+    inner = _inside(forward.barycentrics.numpy()) & _inside(backward.barycentrics.numpy())
     twice = covered & inner & (first != last)
     return float(covered.mean()), float(twice.sum() / max(covered.sum(), 1))
+
+
+def _inside(barycentrics: np.ndarray) -> np.ndarray:
+    a, b, c = np.moveaxis(barycentrics, 2, 0)  # numpy is slow to reduce an axis of three
+    return (a > 1e-3) & (b > 1e-3) & (c > 1e-3)
