@@ -98,21 +98,29 @@ def load_engine(
     """
     from studio.backends import choose
 
-    checkpoint = chosen_checkpoint(checkpoint)
     started = time.monotonic()
     place = _device(device)
     choose(place, backends or {})
-    say(f"Loading the networks from {checkpoint} ...")
-    pipeline = _load_pipeline(checkpoint, place)
-    if pipeline.device.type != "cpu":
+    engine = load_networks(checkpoint, device, say)
+    if place.type != "cpu":
         from trellis.pipelines.warm_up import warm_up as warm_up_networks
 
         say("Compiling the networks' kernels (up to a minute on the very first start) ...")
-        used = ", ".join(f"{need} {candidate.name}" for need, candidate in warm_up_networks(pipeline).items())
+        used = ", ".join(f"{need} {candidate.name}" for need, candidate in warm_up_networks(engine.pipeline).items())
         say(f"What does the work: {used.replace('_', ' ')}.")
-    say(f"Preparing the renderers (some 20 seconds on the very first start) on {pipeline.device} ...")
+    say(f"Preparing the renderers (some 20 seconds on the very first start) on {place} ...")
     warm_up()
     say(f"Ready after {time.monotonic() - started:.0f} s.")
+    return engine
+
+
+def load_networks(
+    checkpoint: str | None = None, device: str | None = None, say: Callable[[str], None] = lambda message: None
+) -> Engine:
+    """Load the networks and nothing else: no backend is chosen and no kernel runs. For the rest see `load_engine`."""
+    checkpoint = chosen_checkpoint(checkpoint)
+    say(f"Loading the networks from {checkpoint} ...")
+    pipeline = _load_pipeline(checkpoint, _device(device))
     defaults = defaults_of_checkpoint(pipeline.sparse_structure_sampler_params, pipeline.slat_sampler_params)
     return Engine(pipeline, checkpoint, defaults)
 

@@ -47,7 +47,7 @@ def rembg_available() -> bool:
 
 def rembg_mask(image: Image.Image) -> np.ndarray:
     """Mask by U2-Net; soft, uint8 [H, W]."""
-    mask = np.asarray(_rembg()(image.convert("RGB")))
+    mask = np.asarray(_rembg(os.getpid())(image.convert("RGB")))
     if not (mask > 128).any():
         raise no_object()
     return mask
@@ -60,7 +60,8 @@ def _u2net_path() -> Path:
 
 
 @cache
-def _rembg() -> Callable[[Image.Image], Image.Image]:
+def _rembg(process: int) -> Callable[[Image.Image], Image.Image]:
+    """A session of this process: the threads of one do not come along to a process that is forked off."""
     from rembg import new_session, remove
 
     session = new_session("u2net")

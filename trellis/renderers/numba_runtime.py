@@ -53,6 +53,8 @@ import numba  # noqa: E402  (after the environment is set)
 prange = numba.prange
 
 _lock = threading.RLock()
+if hasattr(os, "register_at_fork"):  # a process that is forked off while another thread is inside would wait for ever
+    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 
 
 def exclusive() -> threading.RLock:
