@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterator, Sequence
+from contextvars import copy_context
 
 from studio.events import CamerasFound, Cancelled, JobError, Result
 from studio.job import Job
@@ -58,7 +59,10 @@ def run_group(
         except BaseException as error:
             told.put(error)
 
-    threads = [threading.Thread(target=work, name=f"job group {n}", daemon=True) for n in range(len(service.workers))]
+    threads = [
+        threading.Thread(target=copy_context().run, args=(work,), name=f"job group {n}", daemon=True)
+        for n in range(len(service.workers))
+    ]
     for thread in threads:
         thread.start()
     try:

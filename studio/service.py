@@ -6,7 +6,8 @@
             ...
 
 A thread per device takes jobs from one queue and feeds them to that device's worker process. A worker that dies fails
-the job it was running, with the reason, and is replaced for the next one.
+the job it was running, with the reason, and is replaced for the next one. On ZeroGPU, which lends its GPU call by call,
+the processes of `studio.zero_gpu` take the place of the worker's.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -27,7 +29,8 @@ from studio.fair_queue import FairQueue
 from studio.job import Job
 from studio.settings import ReconstructSettings
 from studio.worker import Options, Ready
-from studio.worker_process import SILENCE_SECONDS, WorkerProcess
+from studio.worker_process import SILENCE_SECONDS, Worker, WorkerProcess
+from studio.zero_gpu import ZeroGpuWorker, on_zero_gpu
 from trellis.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -48,6 +51,7 @@ class Ticket:
         result: once it is done.
         error: once it has failed: InputError or JobError.
         cancelled: set by `cancel`, or by whoever shares the event.
+        context: the context variables of whoever handed it in, such as the request that ZeroGPU charges for it.
     """
 
     job: Job
@@ -55,6 +59,7 @@ class Ticket:
     result: Result | CamerasFound | None = None
     error: Exception | None = None
     cancelled: threading.Event = field(default_factory=threading.Event)
+    context: Context = field(default_factory=copy_context)
     _ended: threading.Event = field(default_factory=threading.Event)
     _news: queue.SimpleQueue[Progress | Note] = field(default_factory=queue.SimpleQueue)
     _queue: FairQueue[Ticket] | None = None
@@ -121,6 +126,7 @@ class Service:
         say: told what the workers do while they start.
         silence: seconds without a sign of life after which a worker counts as hung.
         backends: by need, the name of what is to do that part of the work; see `trellis.backends`.
+        gpu_seconds: the longest call that is asked of ZeroGPU.
     """
 
     def __init__(
@@ -134,15 +140,18 @@ class Service:
         say: Callable[[str], None] = lambda sentence: None,
         silence: float = SILENCE_SECONDS,
         backends: Mapping[str, str] | None = None,
+        gpu_seconds: int = Options.gpu_seconds,
     ) -> None:
         self.checkpoint = chosen_checkpoint(checkpoint)
         self._queue: FairQueue[Ticket] = FairQueue(capacity, per_user)
-        self.workers = [
-            WorkerProcess(
-                Options(self.checkpoint, device, default_folder(), cache_bytes, dict(backends or {})), say, silence
+        kind = ZeroGpuWorker if on_zero_gpu() else WorkerProcess
+        self.workers: list[Worker] = [
+            kind(
+                Options(self.checkpoint, device, default_folder(), cache_bytes, dict(backends or {}), gpu_seconds),
+                say, silence,
             )
             for device in devices
-        ]
+        ]  # fmt: skip
         self._closing = threading.Event()
         self._threads: list[threading.Thread] = []
         self._ready: Ready | None = None
@@ -209,7 +218,7 @@ class Service:
             raise RuntimeError("The service has not been started.")
         return self._ready
 
-    def _serve(self, worker: WorkerProcess) -> None:
+    def _serve(self, worker: Worker) -> None:
         """Feed one worker until the service is closed."""
         while not self._closing.is_set():
             ticket = self._queue.get(timeout=0.5)
@@ -220,7 +229,7 @@ class Service:
                 continue
             ticket.state = "running"
             try:
-                self._run(worker, ticket)
+                ticket.context.run(self._run, worker, ticket)
             except (InputError, JobError) as error:
                 if isinstance(error, JobError):
                     logger.error("A job failed: %s %s", error, error.details)
@@ -231,7 +240,7 @@ class Service:
                 ticket.finish("failed", error=JobError(f"The job could not be run: {error}."))
                 worker.stop()
 
-    def _run(self, worker: WorkerProcess, ticket: Ticket) -> None:
+    def _run(self, worker: Worker, ticket: Ticket) -> None:
         def stop() -> bool:
             return ticket.cancelled.is_set() or self._closing.is_set()
 
@@ -247,7 +256,7 @@ class Service:
                 ticket.finish("cancelled")
 
 
-def _clear_up(worker: WorkerProcess, job: Job) -> None:
+def _clear_up(worker: Worker, job: Job) -> None:
     """Remove the unfinished files of a worker that is no more."""
     if not worker.alive:
         for unfinished in job.out_dir.glob(".unfinished-*"):

@@ -24,7 +24,7 @@ import os
 import signal
 import threading
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -39,6 +39,7 @@ from studio.settings import ReconstructSettings
 from trellis.errors import InputError
 
 BEAT_SECONDS = 1.0
+ENDINGS = ("done", "cancelled", "refused", "failed")  # messages that end a job
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Options:
         cache_folder: of the stage cache; None keeps nothing.
         cache_bytes: its bound.
         backends: by need, the name of what is to do that part of the work; all others are chosen automatically.
+        gpu_seconds: the longest call that is asked of ZeroGPU; without an account one may use 120 in a day.
     """
 
     checkpoint: str | None = None
@@ -58,6 +60,7 @@ class Options:
     cache_folder: Path | None = None
     cache_bytes: int = 4 * 2**30
     backends: Mapping[str, str] = field(default_factory=dict)
+    gpu_seconds: int = 120
 
 
 @dataclass(frozen=True)
@@ -109,12 +112,12 @@ class _Worker:
             )  # fmt: skip
             pace = engine.pace
         except Exception as error:
-            self._tell_failure(error)
+            self._send(*_ending(error))
             return
         cache = StageCache(
             self._options.cache_folder, self._options.cache_bytes, lambda sentence: self._send("event", Note(sentence))
         )
-        _release_memory()
+        release_memory()
         self._send("ready", Ready(engine.checkpoint, engine.defaults, str(engine.pipeline.device), pace,
                                   engine.weights, os.getpid()))  # fmt: skip
         while True:
@@ -123,29 +126,10 @@ class _Worker:
                 continue  # the cancelling of a job that has just ended
             self._run(job, engine, cache, History())
             self._cancelled.discard(job.id)
-            _release_memory()
+            release_memory()
 
     def _run(self, job: Job | RefineJob, engine: Any, cache: Any, history: Any) -> None:
-        hooks = {
-            "emit": lambda event: self._send("event", event),
-            "cancelled": lambda: self._is_cancelled(job.id),
-            "cache": cache,
-        }
-        try:
-            if isinstance(job, RefineJob):
-                from studio.refine_runner import run_refine
-
-                result = run_refine(job, engine, **hooks)
-            else:
-                from studio.runner import run_job
-
-                result = run_job(job, engine, history=history, **hooks)
-        except (EOFError, BrokenPipeError):
-            raise
-        except Exception as error:
-            self._tell_failure(error)
-        else:
-            self._send("done", result)
+        perform(job, engine, self._send, lambda: self._is_cancelled(job.id), cache, history)
 
     def _is_cancelled(self, job: str) -> bool:
         """Read what has come in the meantime. Asked between steps, so nothing else needs to listen."""
@@ -154,18 +138,6 @@ class _Worker:
             if kind == "cancel":
                 self._cancelled.add(content)
         return job in self._cancelled
-
-    def _tell_failure(self, error: Exception) -> None:
-        if isinstance(error, Cancelled):
-            self._send("cancelled", None)
-        elif isinstance(error, InputError):
-            self._send("refused", sentences_of(error))
-        elif isinstance(error, JobError):
-            self._send("failed", (error.kind, str(error), error.details))
-        else:
-            details = "".join(traceback.format_exception(error))
-            sentence = f"The studio failed with an unexpected {type(error).__name__}; its log says more."
-            self._send("failed", ("bug", sentence, details))
 
     def _send(self, kind: str, content: Any) -> None:
         with self._sending:
@@ -181,6 +153,42 @@ class _Worker:
                 pause.wait(BEAT_SECONDS)
 
 
+def perform(
+    job: Job | RefineJob, engine: Any, send: Callable[[str, Any], None], cancelled: Callable[[], bool], cache: Any,
+    history: Any,
+) -> None:  # fmt: skip
+    """Run a job and send what it tells, and in the end one of the messages that end a job."""
+    hooks = {"emit": lambda event: send("event", event), "cancelled": cancelled, "cache": cache}
+    try:
+        if isinstance(job, RefineJob):
+            from studio.refine_runner import run_refine
+
+            result = run_refine(job, engine, **hooks)
+        else:
+            from studio.runner import run_job
+
+            result = run_job(job, engine, history=history, **hooks)
+    except (EOFError, BrokenPipeError):
+        raise
+    except Exception as error:
+        send(*_ending(error))
+    else:
+        send("done", result)
+
+
+def _ending(error: Exception) -> tuple[str, Any]:
+    """The message that tells what a job, or the loading of the networks, ended with."""
+    if isinstance(error, Cancelled):
+        return "cancelled", None
+    if isinstance(error, InputError):
+        return "refused", sentences_of(error)
+    if isinstance(error, JobError):
+        return "failed", (error.kind, str(error), error.details)
+    details = "".join(traceback.format_exception(error))
+    sentence = f"The studio failed with an unexpected {type(error).__name__}; its log says more."
+    return "failed", ("bug", sentence, details)
+
+
 def _bound_heaps() -> None:
     """Have glibc keep two heaps instead of eight per core.
 
@@ -192,7 +200,7 @@ def _bound_heaps() -> None:
         ctypes.CDLL("libc.so.6").mallopt(arena_max, 2)
 
 
-def _release_memory() -> None:
+def release_memory() -> None:
     """Give what the last job used back to the system, so that memory returns to where it was."""
     import torch
 

@@ -33,6 +33,8 @@ MAX_CELLS = 16  # a page with more is not read by anybody
 _NOTHING = "nothing"
 _PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 _LIGHT: dict[str, Any] = {**_PRIVATE, "queue": False}
+# Through the queue: on ZeroGPU, only its requests tell who is to be charged for the job.
+_HANDING_IN: dict[str, Any] = {**_PRIVATE, "concurrency_limit": None}
 _SUGGESTED = {
     "structure_steps": "5, 12, 30", "structure_cfg_strength": "3, 7.5", "latent_steps": "6, 12, 25",
     "latent_cfg_strength": "1, 3", "mode": "multidiffusion, stochastic", "simplify": "0.90, 0.95, 0.98",
@@ -154,7 +156,7 @@ class ComparePage:
         inputs = [self.preset, *(control for axis in self.axes for control in axis)]
         buttons = [self.status, self.start, self.cancel]
         self._outputs = [*buttons, self.grid, self.exports]
-        started = self.start.click(self._begin, inputs, buttons, **_LIGHT)
+        started = self.start.click(self._begin, inputs, buttons, **_HANDING_IN)
         started.then(None, js=scroll_to("compare-status"), **_LIGHT)
         self._follow_after(started)
         self.cancel.click(self._stop, None, [self.cancel, self.status], **_LIGHT)

@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextvars import copy_context
 from typing import Any, Generic, TypeVar
 
 import gradio as gr
@@ -38,7 +39,9 @@ class Followed:
         self.settled = False
         self.version = 0
         self.started = time.time()
-        self._thread = threading.Thread(target=self._follow, args=(events,), name="job follower", daemon=True)
+        # In the caller's context: following a comparison hands its jobs in, on behalf of whoever asked for it.
+        following = {"target": copy_context().run, "args": (self._follow, events)}
+        self._thread = threading.Thread(**following, name="job follower", daemon=True)
         self._thread.start()
 
     def cancel(self) -> None:

@@ -6,8 +6,7 @@
     RECONSTUDIO_KEEP           seconds after which the files of a visitor who has gone are removed (3600)
     RECONSTUDIO_GRACE          seconds after which their running job is cancelled (60)
     RECONSTUDIO_MCP            1 offers the named endpoints as tools of the Model Context Protocol too
-
-A Hugging Face Space on ZeroGPU, which SPACES_ZERO_GPU tells, is refused with a sentence.
+    RECONSTUDIO_ZERO_GPU       longest call in seconds that is asked of ZeroGPU, on a Space that has it (120)
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 from studio.pages.sessions import GRACE_SECONDS, KEEP_SECONDS
+from studio.worker import Options
 from trellis.errors import InputError
 
 
@@ -32,15 +32,11 @@ class Hosting:
     keep: float = KEEP_SECONDS
     grace: float = GRACE_SECONDS
     mcp: bool = False
+    gpu_seconds: int = Options.gpu_seconds
 
 
 def hosting(environment: Mapping[str, str] = os.environ) -> Hosting:
     """What the environment says. Raises InputError with a sentence for a value that means nothing."""
-    if _is_on("SPACES_ZERO_GPU", environment):
-        raise InputError(
-            "This Space is on ZeroGPU, which lends its GPU to single calls of one process; the networks live in "
-            "a worker process of their own. Choose hardware with a GPU of its own, or a CPU, in the Space's settings."
-        )
     mcp = _is_on("RECONSTUDIO_MCP", environment)
     if mcp and find_spec("mcp") is None:
         raise InputError("RECONSTUDIO_MCP needs the package mcp: pip install 'gradio[mcp]'.")
@@ -52,6 +48,7 @@ def hosting(environment: Mapping[str, str] = os.environ) -> Hosting:
         keep=_number(environment, "RECONSTUDIO_KEEP", Hosting.keep, 1, 30 * 86_400),
         grace=_number(environment, "RECONSTUDIO_GRACE", Hosting.grace, 1, 86_400),
         mcp=mcp,
+        gpu_seconds=int(_number(environment, "RECONSTUDIO_ZERO_GPU", Hosting.gpu_seconds, 10, 3600)),
     )
 
 

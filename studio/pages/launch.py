@@ -94,8 +94,9 @@ def serve(
     host = hosting()
     sessions = Sessions(host.keep, host.grace)
     service = Service(
-        checkpoint, [device], capacity=host.queue, per_user=host.queue_each, say=say, backends=backends
-    )
+        checkpoint, [device], capacity=host.queue, per_user=host.queue_each, say=say, backends=backends,
+        gpu_seconds=host.gpu_seconds,
+    )  # fmt: skip
     closing = threading.Event()
     threading.Thread(target=sessions.tidy_until, args=(closing,), name="tidying", daemon=True).start()
     try:

@@ -39,6 +39,8 @@ _SETTINGS_TABS = {
 }  # fmt: skip
 _PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 _LIGHT: dict[str, Any] = {**_PRIVATE, "queue": False}  # answered at once, past the queue
+# Through the queue: on ZeroGPU, only its requests tell who is to be charged for the job.
+_HANDING_IN: dict[str, Any] = {**_PRIVATE, "concurrency_limit": None}
 
 
 class ReconstructPage:
@@ -133,7 +135,7 @@ class ReconstructPage:
             (self.rebake, self._rebake, self.rebake_controls.components),
             (self.use_cameras, self._use_cameras, []),
         ):
-            started = button.click(start, inputs, buttons, **_LIGHT)
+            started = button.click(start, inputs, buttons, **_HANDING_IN)
             started.then(None, js=scroll_to("status"), **_LIGHT)
             self._follow_after(started)
         self.cancel.click(self._stop, None, [self.cancel, self.status], **_LIGHT)

@@ -27,6 +27,8 @@ WORK = "refine"
 
 _PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 _LIGHT: dict[str, Any] = {**_PRIVATE, "queue": False}
+# Through the queue: on ZeroGPU, only its requests tell who is to be charged for the job.
+_HANDING_IN: dict[str, Any] = {**_PRIVATE, "concurrency_limit": None}
 _OWN, _UPLOADED = "own", "uploaded"
 
 EMPTY = fragments.empty(
@@ -132,7 +134,7 @@ class RefinePage:
         buttons = [self.status, self.start, self.stop, self.empty]
         inputs = [self.source, self.asset, self.photos, self.cameras, *self.controls.components]
         self._outputs = [*buttons, self.result, self.views, self.model, self.lights, self.files]
-        started = self.start.click(self._begin, inputs, buttons, **_LIGHT)
+        started = self.start.click(self._begin, inputs, buttons, **_HANDING_IN)
         started.then(None, js=scroll_to("refine-status"), **_LIGHT)
         self._follow_after(started, self._settle)
         self.stop.click(self._stop, None, [self.stop, self.status], **_LIGHT)

@@ -249,16 +249,11 @@ def test_cameras_set_by_hand_are_taken_only_if_they_are_some_and_stand_around_th
 def test_the_environment_decides_how_the_studio_is_hosted():
     assert hosting({}) == Hosting()
     found = hosting({"RECONSTUDIO_LOGIN": "ann:x, bob:y:z", "RECONSTUDIO_QUEUE": "3", "RECONSTUDIO_KEEP": "60"})
+    assert hosting({"RECONSTUDIO_ZERO_GPU": "300"}).gpu_seconds == 300
     assert found.logins == (("ann", "x"), ("bob", "y:z")) and found.queue == 3 and found.keep == 60
     for name, value in (("LOGIN", "ann"), ("QUEUE", "many"), ("QUEUE", "0"), ("UPLOAD_MB", "nan")):
         with pytest.raises(InputError, match=f"RECONSTUDIO_{name}"):
             hosting({f"RECONSTUDIO_{name}": value})
-
-
-def test_zero_gpu_is_refused_with_what_to_do_instead():
-    with pytest.raises(InputError, match="on ZeroGPU.*Choose hardware"):
-        hosting({"SPACES_ZERO_GPU": "true"})
-    assert hosting({"SPACES_ZERO_GPU": "false"}) == Hosting()
 
 
 def test_progress_names_the_stage_the_step_and_the_time():
