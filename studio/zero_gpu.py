@@ -35,6 +35,7 @@ from trellis.errors import InputError
 
 _START_SECONDS = 15  # to fork, to bring the networks to the GPU, to load compiled kernels
 _MARGIN = 1.5  # a call that takes longer than it asked for is ended
+_DEATH_SECONDS = 5  # for `spaces` to tell of a death; if that falls into the middle of a message, it may never do
 _ABORTED = "ZeroGPU worker error"  # the title of the error that `spaces` raises when the forked process is gone
 
 
@@ -143,9 +144,13 @@ class ZeroGpuWorker(Worker):
             try:
                 kind, content = self._news.get(timeout=0.1)
             except queue.Empty:
+                now = time.monotonic()
                 if self._child is None and self._stopped.value >= self._number:
                     yield "cancelled", None  # nothing runs yet; a GPU that comes later is given back at once
-                elif time.monotonic() - self._last_sign > silence:
+                elif self._child is not None and now - self._last_sign > _DEATH_SECONDS and not _lives(self._child):
+                    ran, self._child, self._lost = self._last_sign - begun, None, True
+                    raise _loss(None, when, ran, self._asked_for) from None
+                elif now - self._last_sign > silence:
                     self.stop()
                     sentence = f"ZeroGPU gave no sign of life for {silence:.0f} seconds {when}."
                     raise JobError(sentence, "worker") from None
@@ -230,6 +235,13 @@ class ZeroGpuWorker(Worker):
         pipeline = self._engine.pipeline
         for network in (*pipeline.models.values(), pipeline.vggt, pipeline.image_cond_model):
             yield from network.parameters()
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _loss(error: Exception | None, when: str, ran: float | None, asked_for: int) -> JobError:

@@ -42,7 +42,7 @@ class Sweep(Followed):
 
 
 def follow(ticket: Ticket, stage: str) -> Any:
-    """Wait for a stage to run; the events that are still to come."""
+    """Wait for a stage to run; the events that are still to come. Dropping them cancels the job."""
     events = ticket.events()
     for event in events:
         if isinstance(event, Progress) and event.stage == stage and not event.cached and event.step:
@@ -94,12 +94,12 @@ def main(checkpoint: str, folder: Path) -> dict[str, Any]:
         ticket = service.submit(job("next", until="cameras"))
         told["next"] = {"views": len(ticket.wait(120).views), "cached": ticket.result.cached}
         ticket = service.submit(job("cached", use_cache=False))
-        follow(ticket, "structure")
+        events = follow(ticket, "structure")
         told["next"]["same process"] = worker.pid == running
-        ticket.cancel()
+        events.close()  # cancels it
 
         ticket = service.submit(job("killed", slow))
-        follow(ticket, "latent")
+        events = follow(ticket, "latent")
         os.kill(worker.pid, signal.SIGKILL)
         told["killed"] = {**failure(ticket), "left": [str(path) for path in (folder / "killed").glob("*")]}
         ticket = service.submit(job("killed", slow))

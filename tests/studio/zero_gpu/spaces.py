@@ -8,11 +8,11 @@ call raises an error with a title, as do the calls that `refusal` forbids.
 from __future__ import annotations
 
 import multiprocessing
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from functools import wraps
+from multiprocessing.connection import Connection
 from typing import Any
 
 import gradio as gr
@@ -26,25 +26,21 @@ _fork = multiprocessing.get_context("fork")
 
 class _Process:
     def __init__(self, task: Callable[..., Iterator[Any]]) -> None:
-        self.arguments, self.results = _fork.SimpleQueue(), _fork.SimpleQueue()
-        self.process = _fork.Process(target=self._serve, args=(task,), daemon=True)
-        self.process.start()
-        threading.Thread(target=self._tell_of_death, daemon=True).start()
+        self.arguments = _fork.SimpleQueue()
+        self.results, theirs = _fork.Pipe(duplex=False)
+        _fork.Process(target=self._serve, args=(task, theirs), daemon=True).start()
+        theirs.close()  # so that the results end when the process does
 
-    def _serve(self, task: Callable[..., Iterator[Any]]) -> None:
+    def _serve(self, task: Callable[..., Iterator[Any]], results: Connection) -> None:
         while True:
             arguments = self.arguments.get()
             with ThreadPoolExecutor(1) as executor:
-                executor.submit(self._iterate, task, arguments).result()
-            self.results.put(("end", None))
+                executor.submit(self._iterate, task, arguments, results).result()
+            results.send(("end", None))
 
-    def _iterate(self, task: Callable[..., Iterator[Any]], arguments: tuple[Any, ...]) -> None:
+    def _iterate(self, task: Callable[..., Iterator[Any]], arguments: tuple[Any, ...], results: Connection) -> None:
         for value in task(*arguments):
-            self.results.put(("value", value))
-
-    def _tell_of_death(self) -> None:
-        self.process.join()
-        self.results.put(("dead", None))
+            results.send(("value", value))
 
 
 def GPU(duration: Callable[..., int]) -> Callable[..., Any]:  # noqa: N802 (that is its name)
@@ -59,9 +55,10 @@ def GPU(duration: Callable[..., int]) -> Callable[..., Any]:  # noqa: N802 (that
             worker = idle.pop() if idle else _Process(task)
             worker.arguments.put(arguments)
             while True:
-                kind, value = worker.results.get()
-                if kind == "dead":
-                    raise gr.Error("GPU task aborted", title="ZeroGPU worker error", print_exception=False)
+                try:
+                    kind, value = worker.results.recv()
+                except (EOFError, OSError):  # OSError: it died within a message
+                    raise gr.Error("GPU task aborted", title="ZeroGPU worker error", print_exception=False) from None
                 if kind == "end":
                     idle.append(worker)
                     return
