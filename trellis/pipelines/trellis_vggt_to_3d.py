@@ -22,9 +22,9 @@ from trellis.errors import InputError
 from trellis.models.sparse_structure_vae import occupied_coords
 from trellis.modules import launch_stream
 from trellis.modules.attention import ZeroCondition, stack_conditions
-from trellis.modules.precision import autocast_dtype, store_for_autocast
 from trellis.modules.sparse import SparseTensor
 from trellis.pipelines.background import Segmenter
+from trellis.pipelines.base import Pipeline
 from trellis.pipelines.checkpoints import Checkpoint, LoadReport
 from trellis.pipelines.conditioning import Conditions, aggregate, read_cameras, read_views
 from trellis.pipelines.image_files import check_views
@@ -48,7 +48,7 @@ CAMERA_FRAMES = ("first_view", "object")
 Callback = Callable[[str, int, int], None]
 
 
-class TrellisVGGTTo3DPipeline:
+class TrellisVGGTTo3DPipeline(Pipeline):
     """VGGT-conditioned TRELLIS (ReconViaGen, arXiv:2510.23306).
 
     Holds networks and settings, and nothing of a run. Usually made by `from_pretrained`.
@@ -90,9 +90,7 @@ class TrellisVGGTTo3DPipeline:
         for patch in (vggt.aggregator.patch_size, image_cond_model.patch_size):
             if image_resolution % patch:
                 raise InputError(f"image_resolution {image_resolution} is not a multiple of the patch size {patch}.")
-        self.models = dict(models)
-        self.vggt = vggt
-        self.image_cond_model = image_cond_model
+        super().__init__(models, vggt, image_cond_model)
         self.sparse_structure_sampler = sparse_structure_sampler or FlowEulerGuidanceIntervalSampler()
         self.slat_sampler = slat_sampler or FlowEulerGuidanceIntervalSampler()
         self.sparse_structure_sampler_params = dict(sparse_structure_sampler_params or {})
@@ -102,12 +100,7 @@ class TrellisVGGTTo3DPipeline:
         self.structure_fill = structure_fill
         self.report = report or LoadReport()
         channels = models["slat_flow_model"].in_channels
-        self.slat_mean, self.slat_std = (
-            _per_channel(slat_normalization, name, channels) for name in ("mean", "std")
-        )
-        self._stored_dtypes = {name: getattr(model, "dtype", None) for name, model in self._networks().items()}
-        for model in self._networks().values():
-            model.eval().requires_grad_(False)
+        self.slat_mean, self.slat_std = (_per_channel(slat_normalization, name, channels) for name in ("mean", "std"))
 
     @classmethod
     def from_pretrained(
@@ -151,40 +144,10 @@ class TrellisVGGTTo3DPipeline:
         statistics = {"slat_mean": self.slat_mean.tolist(), "slat_std": self.slat_std.tolist()}
         return {name: getattr(self, name) for name in names} | statistics
 
-    def _networks(self) -> dict[str, nn.Module]:
-        return {**self.models, "vggt": self.vggt, "image_cond_model": self.image_cond_model}
-
-    @property
-    def device(self) -> torch.device:
-        return self.image_cond_model.cls_token.device
-
     @property
     def formats(self) -> list[str]:
         """What this checkpoint can decode to."""
         return [name for name, decoder in DECODERS.items() if decoder in self.models]
-
-    def to(self, device: torch.device | str) -> TrellisVGGTTo3DPipeline:
-        """Move all networks.
-
-        The half-precision torsos of a checkpoint become float32 on the CPU, which is slow at half precision or lacks
-        it, and half precision again on a GPU. There the matrices of VGGT's aggregator, which runs under autocast, are
-        kept in half precision as well.
-        """
-        device = torch.device(device)
-        for name, model in self._networks().items():
-            stored = self._stored_dtypes[name]
-            wanted = torch.float32 if device.type == "cpu" else stored
-            model.to(device)
-            if stored in (torch.float16, torch.bfloat16) and hasattr(model, "convert_to"):
-                model.convert_to(wanted)
-        store_for_autocast(self.vggt.aggregator, autocast_dtype(device) if device.type == "cuda" else torch.float32)
-        return self
-
-    def cuda(self) -> TrellisVGGTTo3DPipeline:
-        return self.to("cuda")
-
-    def cpu(self) -> TrellisVGGTTo3DPipeline:
-        return self.to("cpu")
 
     def preprocess_image(self, image: Image.Image, segment: Segmenter | None = None) -> Image.Image:
         """One photograph as a prepared view: see `trellis.pipelines.image_preparation.preprocess_image`."""
