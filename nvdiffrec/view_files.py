@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -62,12 +63,21 @@ def load_views(
     for name in _TRANSFORMS:
         if (path / name).is_file():
             return _load_transforms(path / name, masks, frame, pictures)
-    for sub in ("", "sparse", "sparse/0", "colmap"):
-        if (path / sub / "cameras.txt").is_file() and (path / sub / "images.txt").is_file():
-            return _load_colmap(path, path / sub, masks, "gltf" if frame == "auto" else frame, pictures)
+    texts = colmap_texts(path)
+    if texts is not None:
+        return _load_colmap(path, texts, masks, "gltf" if frame == "auto" else frame, pictures)
     raise InputError(
         f"'{path.name}' holds no cameras: neither a transforms.json nor COLMAP's cameras.txt and images.txt."
     )
+
+
+def colmap_texts(folder: Path) -> tuple[Path, Path] | None:
+    """COLMAP's cameras.txt and images.txt in a folder, or in `sparse`, `sparse/0` or `colmap` in it."""
+    for sub in ("", "sparse", "sparse/0", "colmap"):
+        files = folder / sub / "cameras.txt", folder / sub / "images.txt"
+        if all(file.is_file() for file in files):
+            return files
+    return None
 
 
 def _load_transforms(
@@ -102,16 +112,16 @@ def _load_transforms(
         for entry, (image, _) in zip(frames, opened, strict=True)
     ]
     cameras, _ = from_transforms({**record, "frames": sized}, frame)
-    # A reconstruction's own file says in which frame it is, and its cameras are estimates; a refinement that was given
-    # measured ones says that nothing predicted them.
-    return _views(cameras, opened, names, predicted=bool(record.get("predicted_by", record.get("frame"))))
+    # A file of this program says in which frame it is, and who predicted its cameras: None if all of them were stated.
+    predicted = bool(record.get("predicted_by", record.get("frame")))
+    registered = not predicted and record.get("frame") == "gltf" and not record.get("aligned_to")
+    return replace(_views(cameras, opened, names), predicted=predicted, registered=registered)
 
 
 def _load_colmap(
-    root: Path, sparse: Path, masks: str | PathLike[str] | None, frame: Frame, pictures: Pictures | None
+    root: Path, texts: tuple[Path, Path], masks: str | PathLike[str] | None, frame: Frame, pictures: Pictures | None
 ) -> Views:
-    texts = [(sparse / name).read_text(encoding="utf-8") for name in ("cameras.txt", "images.txt")]
-    cameras, files = from_colmap_text(*texts, frame=frame)
+    cameras, files = from_colmap_text(*(file.read_text(encoding="utf-8") for file in texts), frame=frame)
     if pictures is None:
         folder = root / "images" if (root / "images").is_dir() else root
         names, opened = _open_all(files, lambda image, _: _mask_file(image, root, masks, None), folder, "Image")
@@ -148,7 +158,7 @@ def _match(
 
 
 def _views(
-    cameras: Cameras, pictures: Sequence[tuple[Tensor, Tensor]], names: Sequence[str], predicted: bool = False
+    cameras: Cameras, pictures: Sequence[tuple[Tensor, Tensor]], names: Sequence[str]
 ) -> Views:
     """Views whose cameras fit the pictures: a picture may be a resized copy of what the camera describes."""
     fitted = []
@@ -162,7 +172,7 @@ def _views(
             )
         fitted.append(cameras[index].scaled(*size))
     images, masks = zip(*pictures, strict=True)
-    return Views(Cameras.cat(fitted), images, masks, _distinct(names), predicted)
+    return Views(Cameras.cat(fitted), images, masks, _distinct(names))
 
 
 def _sizes(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -32,7 +32,8 @@ class Views:
         images: N tensors [3, H, W] float32 in [0, 1], sRGB, not multiplied by the mask.
         masks: N tensors [1, H, W] float32 in [0, 1], coverage by the object.
         names: N names for messages and tables.
-        predicted: the cameras are a network's estimates, not measurements, and so want correcting.
+        predicted: some cameras are a network's estimates, not measurements, and so want correcting.
+        registered: the cameras are stated to stand around the asset, so that nobody need look for its frame.
 
     Raises:
         InputError: counts, shapes or values that do not fit; the sentence names the view.
@@ -43,6 +44,7 @@ class Views:
     masks: tuple[Tensor, ...]
     names: tuple[str, ...]
     predicted: bool = False
+    registered: bool = False
 
     def __post_init__(self) -> None:
         for field in ("images", "masks", "names"):
@@ -87,12 +89,12 @@ class Views:
         if not indices:
             raise InputError("At least one view is needed, but none is left.")
         picked = ([values[i] for i in indices] for values in (self.images, self.masks, self.names))
-        return Views(self.cameras[indices], *picked, self.predicted)
+        return Views(self.cameras[indices], *picked, self.predicted, self.registered)
 
     def to(self, device: torch.device | str) -> Views:
         """A copy on another device."""
         moved = (tuple(value.to(device) for value in values) for values in (self.images, self.masks))
-        return Views(self.cameras.to(device), *moved, self.names, self.predicted)
+        return Views(self.cameras.to(device), *moved, self.names, self.predicted, self.registered)
 
     def with_cameras(self, cameras: Cameras) -> Views:
         """The same photographs with other cameras of the same image sizes."""
@@ -116,7 +118,7 @@ class Views:
             cameras.append(self.cameras[index].scaled(*size))
             images.append(image)
             masks.append(mask)
-        return Views(Cameras.cat(cameras), images, masks, self.names, self.predicted)
+        return Views(Cameras.cat(cameras), images, masks, self.names, self.predicted, self.registered)
 
     def linear(self, index: int) -> Tensor:
         """Linear light, multiplied by the mask, and the mask: [H, W, 4] float32, the target of a renderer."""

@@ -38,7 +38,7 @@ def is_finished(job: Job, any_seed: bool = False) -> bool:
         photographs = [view_key(view) for view in job.views]
         if any_seed:
             wanted["seed"] = record["asked"]["seed"]
-        stated = [(view.get("camera") or {}).get("stated") for view in record["views"]]
+        stated = [(view.get("camera") or {}).get("given") for view in record["views"]]
         return (
             record["asked"] == wanted
             and [view["photograph"] for view in record["views"]] == photographs

@@ -21,6 +21,7 @@ from studio import compare as comparison
 from studio import replay as replays
 from studio import video, weights_cli
 from studio.backends import parse
+from studio.camera_files import read_cameras
 from studio.cli_options import (
     DIFFERENT,
     BackendOption,
@@ -37,7 +38,6 @@ from studio.presets import apply_preset
 from studio.refine_cli import refine
 from studio.settings import ReconstructSettings, make_settings
 from studio.talk import JsonTalk, TextTalk
-from studio.view_cameras import read_cameras
 from trellis.errors import InputError
 
 if TYPE_CHECKING:
@@ -57,9 +57,10 @@ _FormatOption = Annotated[
 _CamerasOption = Annotated[
     Path | None,
     typer.Option(
-        help="The photos' cameras, in a transforms.json like those that the studio writes, edited: of the views as "
-        "they were cut out, around the model. They change the colours taken from photos, comparison, coverage and "
-        "camera files, not the shape. Default: as found.",
+        help="The photos' known cameras, matched by file name: a transforms.json or a folder with COLMAP's text files, "
+        "in any frame, which is aligned with the cameras that are found. Or the studio's own transforms.json, edited. "
+        "They change the colours taken from photos, comparison, coverage and camera files, not the shape. A refinement "
+        "trusts them if all are stated, and starts from them if some are. Default: as found.",
         show_default=False,
     ),
 ]

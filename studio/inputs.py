@@ -13,6 +13,7 @@ from typing import Any
 from PIL import Image
 
 from studio import video
+from studio.photo_cameras import PhotoCamera
 from studio.view_cameras import ViewCamera
 from trellis.errors import InputError
 from trellis.pipelines.image_files import MAX_PIXELS, MAX_VIEWS, OPAQUE, open_image
@@ -43,11 +44,13 @@ class Earlier:
         cut_out_by: "alpha", "rembg" or "grabcut".
         photograph: a hash of the photograph, from `studio.fingerprint.view_key`.
         notes: on the photograph, see `studio.quality`.
+        crop: what the view shows of the photograph, see `studio.stages.PreparedView`; None if nobody knows.
     """
 
     cut_out_by: str
     photograph: str
     notes: tuple[dict[str, Any], ...] = ()
+    crop: tuple[float, float, float, float] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,14 +63,15 @@ class View:
         mask: a file whose bright pixels mark the object, or None.
         earlier: what is known of a view that is cut out, centred and of the networks' resolution already, as in a
             finished run's views folder; None for a photograph.
-        camera: that of the view once it has been cut out and centred, if a person states it; None has it found.
+        camera: if a person states it, that of the view once it has been cut out and centred, or that of the photograph
+            in a frame of its own (then all views of a job state theirs); None has it found.
     """
 
     name: str
     source: Path | Image.Image
     mask: Path | None = None
     earlier: Earlier | None = None
-    camera: ViewCamera | None = None
+    camera: ViewCamera | PhotoCamera | None = None
 
     def open(self) -> Image.Image:
         """The picture, upright, 8 bits a channel, RGBA if it has transparency or a mask.

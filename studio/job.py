@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 from PIL import Image
 
+from studio.camera_files import cameras_of_transforms
 from studio.inputs import View, as_views
 from studio.settings import ReconstructSettings, settings_from_json
-from studio.view_cameras import cameras_of_transforms
 from trellis.errors import InputError
 
 LOCAL_USER = "local"
@@ -73,7 +73,7 @@ def make_job(
 def job_from_json(value: Any, defaults: ReconstructSettings | None = None, user: str = LOCAL_USER) -> Job:
     """A job from {"views": [paths] or a folder, "out": folder, "settings": {...}, "formats": [...], "cameras": {...}}.
 
-    The cameras, which may be left out or null, are those of a transforms.json; see `studio.view_cameras`.
+    The cameras, which may be left out or null, are those of a transforms.json; see `studio.camera_files`.
 
     Raises InputError with a sentence for anything else, whatever comes in.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any, Protocol
 
 from studio import stages
@@ -12,9 +13,10 @@ from studio.engine import Engine
 from studio.fingerprint import images_key, stage_key, view_key
 from studio.inputs import View
 from studio.memory import Plan
+from studio.photo_cameras import PhotoCamera, aligned
 from studio.settings import ReconstructSettings
 from studio.stages import PreparedView
-from studio.view_cameras import view_camera, with_stated
+from studio.view_cameras import ViewCamera, same_camera, view_camera, with_stated
 from trellis.errors import InputError
 from trellis.renderers.cameras import Cameras
 
@@ -64,11 +66,18 @@ class Recipe:
         self._maker, self._engine, self._views = maker, engine, views
         self._keys = [_photograph_key(view) for view in views]
         self._outputs: dict[str, Output] = {}
-        self._stated = [view.camera for view in views]
-        if engine.pipeline.camera_frame != "object" and any(self._stated) and not all(self._stated):
-            raise InputError(
-                "These networks do not place the photos around the object; state the cameras of all photos."
-            )
+        self._given = [view.camera for view in views]
+        self._in_own_frame = any(isinstance(camera, PhotoCamera) for camera in self._given)
+        if engine.pipeline.camera_frame != "object" and any(self._given):
+            if self._in_own_frame:
+                raise InputError(
+                    "These networks do not place the photos around the object, so they cannot place cameras of another "
+                    "frame; give these to a refinement, which looks for where they stand."
+                )
+            if not all(self._given):
+                raise InputError(
+                    "These networks do not place the photos around the object; state the cameras of all photos."
+                )
         self.photographs = [view.earlier.photograph if view.earlier else key
                             for view, key in zip(views, self._keys, strict=True)]  # fmt: skip
 
@@ -108,9 +117,9 @@ class Recipe:
         if self.paints_photographs(s):
             self._add(
                 "bake", ("mesh", "decode", "prepare", "cameras"),
-                {"texture_size": s.texture_size, "stated": [camera and camera.as_json() for camera in self._stated]},
+                {"texture_size": s.texture_size, "stated": [camera and camera.as_json() for camera in self.stated]},
                 lambda surfaces, decoded, prepared, conditions, report: stages.bake(
-                    surfaces, decoded[0], s, report, prepared, with_stated(conditions.cameras, self._stated),
+                    surfaces, decoded[0], s, report, prepared, with_stated(conditions.cameras, self.stated),
                     pipeline.device,
                 ),
             )  # fmt: skip
@@ -133,20 +142,50 @@ class Recipe:
     @property
     def camera_frame(self) -> str:
         """The frame of `cameras`: the networks' own, unless a person states all cameras in that of the object."""
-        return "object" if all(self._stated) else self._engine.pipeline.camera_frame
+        return "object" if all(self._given) else self._engine.pipeline.camera_frame
 
     def cameras(self) -> Cameras:
         """The cameras of the views: those that a person states, and for all others those that the networks found."""
-        return with_stated(self["cameras"].value().cameras, self._stated)
+        return with_stated(self["cameras"].value().cameras, self.stated)
+
+    @property
+    def stated(self) -> list[ViewCamera | None]:
+        """Of each view the camera that a person states, around the object; None for one that is the one found.
+
+        Raises InputError if cameras of photographs cannot be brought there.
+        """
+        return self._settled[0]
+
+    @property
+    def alignment(self) -> str | None:
+        """How cameras in a frame of their own were brought around the object, in a sentence."""
+        return self._settled[1]
+
+    @cached_property
+    def _settled(self) -> tuple[list[ViewCamera | None], str | None]:
+        if not any(self._given):
+            return self._given, None
+        found = self["cameras"].value().cameras
+        if self._in_own_frame:
+            return aligned(self._given, self["prepare"].value(), found)
+        if self._engine.pipeline.camera_frame != "object":
+            return self._given, None
+        # As in a whole file of found cameras of which some were edited.
+        edits = [
+            None if camera and not camera.aligned and same_camera(camera, view_camera(found, index)) else camera
+            for index, camera in enumerate(self._given)
+        ]
+        return edits, None
 
     def camera_records(self) -> list[dict[str, Any] | None]:
-        """Of each view whose camera a person states: {"stated": that camera, "found": the one in its place or None}."""
+        """Of each view whose camera a person states: {"stated": that camera around the object, "given": as it was
+        stated, "found": the one in its place or None}."""
         found = self["cameras"].value().cameras
         comparable = self._engine.pipeline.camera_frame == "object"
         return [
-            camera and {"stated": camera.as_json(),
+            camera and {"stated": camera.as_json(), "given": self._given[index].as_json(),
                         "found": view_camera(found, index).as_json() if comparable else None}
-            for index, camera in enumerate(self._stated)
+            for index, camera in enumerate(self.stated)
         ]  # fmt: skip
 
     def _add(

@@ -24,8 +24,9 @@ def refine(
     cameras: Annotated[
         Path | None,
         typer.Option(
-            help="A transforms.json, or a folder with COLMAP's text files; photos are matched by file name. Default: "
-            "the run's, or what the networks estimate."
+            help="A transforms.json or a folder with COLMAP's text files, in any frame, matched to photos by name. "
+            "They are known, and stay as they are to each other, unless the file says that a network predicted them. "
+            "Default: the run's, or what the networks estimate."
         ),
     ] = None,
     *,

@@ -29,8 +29,7 @@ class RefineJob:
         asset: a GLB file.
         views: the photographs. Empty: those that the camera file names, in their places beside it.
         cameras: a transforms.json, or a folder with one or with COLMAP's text files; None has the networks estimate
-            them.
-        predicted: the cameras in that file are estimates too.
+            them. They are known, unless the file says that they were predicted.
         settings: of the refinement.
         out_dir: folder for the files; made if it is missing.
         use_cache: take finished stages from the cache and keep them there; an interrupted job then goes on.
@@ -41,7 +40,6 @@ class RefineJob:
     asset: Path
     views: tuple[View, ...]
     cameras: Path | None
-    predicted: bool
     settings: RefineSettings
     out_dir: Path
     use_cache: bool = True
@@ -72,14 +70,11 @@ def make_refine_job(
     asset, out_dir = Path(asset), Path(out_dir)
     photos = () if views is None else tuple(as_views(views))
     cameras = None if cameras is None else Path(cameras)
-    predicted = False
     if asset.is_dir():
         folder, record = asset, _record_of(asset)
         asset = folder / MESH
         if not photos and cameras is None:
             photos, cameras = tuple(_views_of(record, folder)), folder / CAMERAS
-            # Of an own run the cameras are estimates, unless it was a refinement that had been given measured ones.
-            predicted = bool(record.get("cameras_predicted", True))
         if out_dir.resolve() == folder.resolve():
             raise InputError("A refinement needs a folder of its own; this one holds the run itself.")
     if not asset.is_file():
@@ -92,7 +87,7 @@ def make_refine_job(
         raise InputError("One view cannot tell shape from picture; at least two views are needed to refine.")
     if cameras is not None and not cameras.exists():
         raise InputError(f"There are no cameras at '{cameras}'.")
-    return RefineJob(asset, photos, cameras, predicted, settings, out_dir, use_cache, user)
+    return RefineJob(asset, photos, cameras, settings, out_dir, use_cache, user)
 
 
 def _record_of(folder: Path) -> dict[str, Any]:

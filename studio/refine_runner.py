@@ -41,6 +41,7 @@ Emit = Callable[[RefineProgress | Note], None]
 
 _MESSAGES = {stage.name: stage.message for stage in refine_stages.STAGES}
 _REGISTERED = ("registration", "seed")  # what each stage reads of the settings
+_TRUSTED = ["The cameras of all photos were stated, so they are kept as they are; correct_cameras fits them too."]
 
 
 def run_refine(
@@ -78,7 +79,7 @@ def run_refine(
 
 def _views_key(views: Views) -> str:
     """A hash of photographs and cameras."""
-    digest = hashlib.sha256(f"{views.names} {views.predicted}".encode())
+    digest = hashlib.sha256(f"{views.names} {views.predicted} {views.registered}".encode())
     cameras = views.cameras
     for tensor in (*views.images, *views.masks, cameras.extrinsics, cameras.intrinsics, cameras.image_size):
         digest.update(f"{list(tensor.shape)}".encode() + tensor.numpy().tobytes())
@@ -104,12 +105,12 @@ class _Run:
         with self._memory, unfinished_folder(job.out_dir) as folder:
             asset = refine_stages.open_asset(job.asset, settings)
             views = self._stage(
-                "open", None, refine_stages.open_views, job.views, job.cameras, job.predicted, settings,
-                self._engine.pipeline,
+                "open", None, refine_stages.open_views, job.views, job.cameras, settings, self._engine.pipeline,
             )  # fmt: skip
             placed = self._key("register", [_views_key(views), sha256(job.asset)], (*_REGISTERED, "texture_size"))
             registration = self._stage("register", placed, refine_stages.register, views, asset, settings)
             notes = [registration.message] if registration.message else []
+            notes += _TRUSTED if refine_stages.trusts(views, settings) and settings.correct_cameras is None else []
             for note in notes:
                 self._emit(Note(note))
             result, start = self._optimise(registration, asset, placed)

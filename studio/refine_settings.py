@@ -45,7 +45,8 @@ class RefineSettings(Settings):
     )
     correct_cameras: bool | None = choice(
         "Correct the cameras",
-        "Lets every photo's camera move a little; unless you decide, it does so where a network estimated the cameras.",
+        "Lets every photo's camera move a little. Unless you decide, it does so where a network estimated cameras, and "
+        "not where all of them were stated as known, in a file or by hand.",
         default=None,
         technical="SE(3) and focal length per view",
     )
@@ -58,7 +59,7 @@ class RefineSettings(Settings):
     registration: Literal["auto", "search", "keep"] = choice(
         "Placing the cameras",
         "search: looks for where the cameras stand around the asset, from any frame. keep: they are in its frame. "
-        "auto: searches only if they do not fit as they are.",
+        "auto: searches only if they do not fit as they are, and never if all were stated around the asset.",
         default="auto",
         technical="similarity from silhouettes and colours",
     )

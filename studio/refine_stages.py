@@ -77,7 +77,6 @@ def open_asset(file: Path, settings: RefineSettings) -> Asset:
 def open_views(
     photos: tuple[View, ...],
     cameras: Path | None,
-    predicted: bool,
     settings: RefineSettings,
     pipeline: TrellisVGGTTo3DPipeline,
     report: Report,
@@ -95,10 +94,8 @@ def open_views(
         views = Views(found, images, masks, [view.name for view in prepared], predicted=True)
     elif photos:
         views = _matched(photos, cameras, settings, report)
-        views = replace(views, predicted=predicted or views.predicted)
     else:
         views = load_views(cameras)
-        views = replace(views, predicted=predicted or views.predicted)
     if len(views) < 2:
         raise InputError("One view cannot tell shape from picture; at least two views are needed to refine.")
     views = views.scaled(settings.resolution)
@@ -111,6 +108,14 @@ def open_views(
 def register(views: Views, asset: Asset, settings: RefineSettings, report: Report) -> Registration:
     """Bring the cameras into the asset's frame, leaving out and naming those that cannot be placed."""
     report(0, 1)
+    if trusts(views, settings):
+        try:
+            return registration.judge(views, asset)
+        except InputError as error:
+            raise InputError(
+                "The asset does not look as the photos do from the cameras that were stated for them; with "
+                "registration 'search' it is found out where they stand."
+            ) from error
     if settings.registration == "keep":
         return registration.judge(views, asset)
     if settings.registration == "auto":
@@ -130,6 +135,11 @@ def register(views: Views, asset: Asset, settings: RefineSettings, report: Repor
         # Of hundreds of turns some fit a shape that is itself wrong a little better, by chance.
         return found if near is None or _usual_iou(found) >= _usual_iou(near) + _CLEARLY else near
     return registration.register(views, asset, None, settings.seed, callback=report)
+
+
+def trusts(views: Views, settings: RefineSettings) -> bool:
+    """Whether the cameras are taken as they are: all of them were stated, around the asset."""
+    return settings.registration == "auto" and views.registered and not views.predicted
 
 
 def _usual_iou(found: Registration) -> float:

@@ -14,6 +14,7 @@ from typing import Any
 from studio.events import CAMERAS, MESH, RUN, SPLATS
 from studio.inputs import Earlier, View
 from studio.job import LOCAL_USER, Job, make_job
+from studio.photo_cameras import PhotoCamera
 from studio.settings import make_settings, settings_from_json
 from studio.view_cameras import ViewCamera, camera_of_frame
 from trellis.errors import InputError
@@ -54,7 +55,7 @@ def job_of_run(
     formats: Sequence[str] = (),
     use_cache: bool = True,
     user: str = LOCAL_USER,
-    cameras: Sequence[ViewCamera | None] | None = None,
+    cameras: Sequence[ViewCamera | PhotoCamera | None] | None = None,
 ) -> Job:
     """The job that made a run, from the views as the networks saw them.
 
@@ -85,7 +86,7 @@ def revise(
     out_dir: str | Path | None = None,
     formats: Sequence[str] = (),
     user: str = LOCAL_USER,
-    cameras: Sequence[ViewCamera | None] | None = None,
+    cameras: Sequence[ViewCamera | PhotoCamera | None] | None = None,
 ) -> Job:
     """The job that makes a finished run again with some settings or cameras changed.
 
@@ -130,7 +131,17 @@ def _earlier(entry: Mapping[str, Any]) -> Earlier:
             raise InputError("The run's record holds notes on its views that cannot be read.")
         if note["kind"] != "duplicate":  # found anew
             kept.append({key: note[key] for key in kinds})
-    return Earlier(method, photograph, tuple(kept))
+    return Earlier(method, photograph, tuple(kept), _crop(entry.get("crop")))
+
+
+def _crop(value: Any) -> tuple[float, float, float, float] | None:
+    """What a view shows of its photograph, as a record says it."""
+    if value is None:
+        return None
+    numbers = isinstance(value, list) and len(value) == 4 and all(type(number) in (int, float) for number in value)
+    if not numbers or not (all(abs(number) <= 1e6 for number in value) and min(value[2:]) > 0):
+        raise InputError("The run's record does not say what its views show of their photographs.")
+    return tuple(float(number) for number in value)
 
 
 def check_weights(record: Mapping[str, Any], weights: Mapping[str, str]) -> None:

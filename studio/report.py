@@ -142,6 +142,7 @@ def run_record(
                 "photograph": photograph,
                 "cut_out_by": view.cut_out_by,
                 "notes": list(view.notes),
+                "crop": view.crop and list(view.crop),
                 "camera": camera,
             }
             for number, (view, photograph, camera) in enumerate(zip(views, photographs, cameras, strict=True))

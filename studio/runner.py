@@ -136,15 +136,15 @@ class Run:
         with unfinished_folder(job.out_dir) as staging:
             recipe = Recipe(self, self._engine, job.views)
             recipe.add_shape(self.plan)
-            for name in ("cameras", "structure"):
-                recipe[name].ensure()
+            recipe["cameras"].ensure()
+            self._tell_stated_cameras(recipe)  # those that cannot be used are refused before anything is sampled
+            recipe["structure"].ensure()
             self._look_again(len(recipe["structure"].value()))
             recipe.add_surface(self.plan)
             if job.settings.texture_source == "photographs" and not recipe.paints_photographs(job.settings):
                 self.note("These networks do not place the photos around the object; its colours come from the splats.")
             for name in ("latent", "decode", "mesh", "bake"):
                 recipe[name].ensure()
-            self._tell_stated_cameras()
             film = self._film(recipe["video"])
             counts = write_files(self, recipe, film, job, self._engine, staging)
             publish(staging, job.out_dir)
@@ -173,9 +173,11 @@ class Run:
             if note not in self.notes:
                 self.note(note)
 
-    def _tell_stated_cameras(self) -> None:
-        numbers = [str(number) for number, view in enumerate(self._job.views, start=1) if view.camera]
-        if numbers:
+    def _tell_stated_cameras(self, recipe: Recipe) -> None:
+        numbers = [str(number) for number, camera in enumerate(recipe.stated, start=1) if camera]
+        if recipe.alignment is not None:
+            self.note(recipe.alignment)
+        elif numbers:
             which = f"camera of photo {numbers[0]} was"
             if len(numbers) > 1:
                 which = f"cameras of photos {', '.join(numbers)} were"
@@ -187,7 +189,7 @@ class Run:
         recipe = Recipe(self, self._engine, self._job.views)
         recipe.add_shape(self.plan)
         prepared, cameras = recipe["prepare"].value(), recipe.cameras()
-        record = camera_record(cameras, view_names(len(prepared)), recipe.camera_frame)
+        record = camera_record(cameras, view_names(len(prepared)), recipe.camera_frame, recipe.stated)
         trusts: list[float | None] = [None] * len(prepared)
         if recipe.camera_frame == "object":
             trusts = trust_in_cameras(cameras, [view.image for view in prepared])

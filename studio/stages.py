@@ -33,7 +33,7 @@ from trellis.export.surface import Surface, surface_of
 from trellis.modules.sparse import SparseTensor
 from trellis.pipelines.background import rembg_available
 from trellis.pipelines.conditioning import Conditions
-from trellis.pipelines.image_preparation import cut_out, has_usable_alpha
+from trellis.pipelines.image_preparation import cut_out, has_usable_alpha, square_crop
 from trellis.pipelines.trellis_vggt_to_3d import TrellisVGGTTo3DPipeline
 from trellis.renderers.cameras import Cameras, orbit, turntable
 from trellis.renderers.turntable import encode_video, gaussian_frames, mesh_frames
@@ -78,12 +78,15 @@ class PreparedView:
     """image: RGBA, square, of the networks' resolution. cut_out_by: "alpha", "rembg" or "grabcut".
 
     notes: what may be wrong with the photograph, see `studio.quality`.
+    crop: left, top, width and height of what the view shows of the photograph, in parts of its width and height; a
+        margin may lie outside. None if that is not known.
     """
 
     name: str
     image: Image.Image
     cut_out_by: str
     notes: tuple[quality.Note, ...] = ()
+    crop: tuple[float, float, float, float] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,10 +149,20 @@ def _cut_out(view: View, image: Image.Image, pipeline: TrellisVGGTTo3DPipeline) 
     if view.earlier is not None:
         if image.size != (pipeline.image_resolution,) * 2:
             raise InputError(f"A prepared view must have {pipeline.image_resolution} pixels a side, not {image.size}.")
-        return PreparedView(view.name, image.convert("RGBA"), view.earlier.cut_out_by, view.earlier.notes)
+        return PreparedView(view.name, image.convert("RGBA"), view.earlier.cut_out_by, view.earlier.notes,
+                            view.earlier.crop)  # fmt: skip
     method = cut_out_method(image)
     image = cut_out(image)
-    return PreparedView(view.name, pipeline.preprocess_image(image), method, quality.notes_on(image))
+    prepared = pipeline.preprocess_image(image)
+    return PreparedView(view.name, prepared, method, quality.notes_on(image), _crop_of(image))
+
+
+def _crop_of(image: Image.Image) -> tuple[float, float, float, float] | None:
+    box = square_crop(image)
+    if box is None:
+        return None
+    (across, down), (width, height) = box.margins, image.size
+    return ((box.left - across) / width, (box.top - down) / height, box.side / width, box.side / height)
 
 
 def cameras(

@@ -1,7 +1,8 @@
-"""Cameras that a person states for views: read, checked, and laid over those that the networks found.
+"""Cameras that a person states for views: checked, and laid over those that the networks found.
 
 Such a camera is that of the prepared view (cut out, centred, square) in the frame of the files that the studio writes
 (glTF: y up, the object within [-0.5, 0.5]^3), which is what transforms.json of a run or of found cameras holds.
+`studio.photo_cameras` has those of photographs in other frames, `studio.camera_files` reads both from files.
 
 The networks read the pictures, not the cameras, so a stated camera changes nothing that is sampled. It decides the
 colours that photographs lay over the texture, the comparison with the photographs, the map of what is known, the camera
@@ -10,12 +11,9 @@ files, and where a refinement starts.
 
 from __future__ import annotations
 
-import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,13 +23,13 @@ from trellis.errors import InputError
 if TYPE_CHECKING:
     from trellis.renderers.cameras import Cameras
 
-_MAX_BYTES = 4 * 2**20  # of a file of cameras; 32 of them have some 20 kB
 _MAX_SIDE = 100_000  # pixels
 _RIGID = 1e-3  # how far axes may be from unit length and right angles
 _NARROWEST, _WIDEST = 1.0, 170.0  # degrees of a field of view
-_FARTHEST = 1000.0
-_SQUARE = 0.02  # of the side; by so much a rounded size may be off
-_OF_A_RUN = re.compile(r"views/\d{3}\.png")
+_FARTHEST_CENTER = 100.0  # sides of the picture
+FARTHEST = 1000.0
+SQUARE = 0.02  # of the side; by so much a rounded size may be off
+_SAME = 1e-4  # a camera that differs less from the one found is that one
 
 
 @dataclass(frozen=True)
@@ -41,16 +39,20 @@ class ViewCamera:
     Attributes:
         pose: camera to world, 4 rows of 4, OpenGL axes (x right, y up, z backward), in the glTF frame.
         lens: fl_x, fl_y, cx and cy in parts of the picture's width and height.
+        aligned: it was brought here from a frame of its own, by way of cameras that were found; so it is known how it
+            stands to the others, but only about how to the object.
     """
 
     pose: tuple[tuple[float, ...], ...]
     lens: tuple[float, float, float, float]
+    aligned: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """A frame of a transforms.json, for a picture of size 1 x 1; `camera_of_frame` reads it."""
         names = ("fl_x", "fl_y", "cx", "cy")
         return {"w": 1, "h": 1, **dict(zip(names, self.lens, strict=True)),
-                "transform_matrix": [list(row) for row in self.pose]}  # fmt: skip
+                "transform_matrix": [list(row) for row in self.pose],
+                **({"aligned": True} if self.aligned else {})}  # fmt: skip
 
 
 def camera_of_frame(frame: Any, who: str) -> ViewCamera:
@@ -62,78 +64,17 @@ def camera_of_frame(frame: Any, who: str) -> ViewCamera:
     who = who[0].upper() + who[1:]
     if not isinstance(frame, Mapping):
         raise InputError(f"{who} must be an object as in a transforms.json, but a {type(frame).__name__} came.")
-    width, height = (_number(frame, key, who) for key in ("w", "h"))
-    if not (1 <= width <= _MAX_SIDE and 1 <= height <= _MAX_SIDE):
-        raise InputError(f"{who} is for a picture of {width:g} x {height:g} pixels, which there cannot be.")
-    if abs(width - height) > _SQUARE * max(width, height):
+    width, height = size_of(frame, who)
+    if abs(width - height) > SQUARE * max(width, height):
         raise InputError(
             f"{who} is for a picture of {width:g} x {height:g} pixels, but views are square: state the cameras of the "
-            "views as the networks saw them, in the studio's own transforms.json."
+            "views as the networks saw them, in the studio's own transforms.json, or those of the photos in a file "
+            "that names no frame."
         )
-    focal_x = _number(frame, "fl_x", who)
-    focal_y = _number(frame, "fl_y", who, focal_x)
-    for focal, side in ((focal_x, width), (focal_y, height)):
-        angle = math.degrees(2 * math.atan2(side, 2 * focal)) if focal > 0 else math.inf
-        if not _NARROWEST <= angle <= _WIDEST:
-            raise InputError(
-                f"{who} must have a field of view from {_NARROWEST:g} to {_WIDEST:g} degrees, but its focal length is "
-                f"{focal:.4g} pixels of {side:g}."
-            )
-    center_x, center_y = _number(frame, "cx", who, width / 2), _number(frame, "cy", who, height / 2)
-    if not (0 <= center_x <= width and 0 <= center_y <= height):
-        raise InputError(f"{who} must have its principal point within the picture, not at {center_x:g}, {center_y:g}.")
-    pose = _pose(frame.get("transform_matrix"), who)
-    camera = ViewCamera(pose, (focal_x / width, focal_y / height, center_x / width, center_y / height))
-    if not _sees_the_object(camera):
+    camera = ViewCamera(pose_of(frame, who), lens_of(frame, width, height, who), frame.get("aligned") is True)
+    if not sees_the_object(camera):
         raise InputError(f"{who} does not look at the object, which lies within half a unit of the origin.")
     return camera
-
-
-def read_cameras(file: Path, names: Sequence[str]) -> list[ViewCamera]:
-    """The cameras of views, by their names, from a transforms.json of the studio or made after it.
-
-    A file of the studio's own, whose pictures are views/000.png and so on, is in the order of the views; in any other a
-    frame's picture must be called like the view.
-
-    Raises InputError, one sentence, whatever the file holds.
-    """
-    try:
-        with file.open("rb") as stream:
-            text = stream.read(_MAX_BYTES + 1)
-        record = json.loads(text) if len(text) <= _MAX_BYTES else None
-    except OSError as error:
-        raise InputError(f"'{file.name}' cannot be read: {error.strerror or error}.") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"'{file.name}' is not valid JSON.") from error
-    if len(text) > _MAX_BYTES:
-        raise InputError(f"'{file.name}' has more than {_MAX_BYTES >> 20} MB, so it is no file of cameras.")
-    return cameras_of_transforms(record, names, f"'{file.name}'")
-
-
-def cameras_of_transforms(record: Any, names: Sequence[str], what: str) -> list[ViewCamera]:
-    """The same from a parsed transforms.json. `what`: its name in messages."""
-    frames = record.get("frames") if isinstance(record, Mapping) else None
-    if not isinstance(frames, list) or not all(isinstance(frame, Mapping) for frame in frames):
-        raise InputError(f"{what} lists no cameras: it must be a transforms.json with frames.")
-    if record.get("frame", "gltf") != "gltf":
-        raise InputError(f"The cameras of {what} do not stand around the model: their frame must be 'gltf'.")
-    if len(frames) < len(names):
-        raise InputError(f"{what} lists {len(frames)} cameras, but there are {len(names)} photos: each needs one.")
-    shared = {key: value for key, value in record.items() if key != "frames"}
-    paths = [PurePosixPath(str(frame.get("file_path", ""))) for frame in frames]
-    places = {key: index for index in reversed(range(len(frames))) for key in (paths[index].stem, paths[index].name)}
-    # First, for a photo may be called 001.png and be another than the second view.
-    if all(_OF_A_RUN.fullmatch(str(path)) for path in paths):
-        if len(frames) != len(names):
-            raise InputError(f"{what} lists {len(frames)} cameras, but there are {len(names)} photos: each needs one.")
-        order = list(range(len(names)))
-    elif len(set(names)) == len(names) and all(name in places for name in names):
-        order = [places[name] for name in names]
-    else:
-        absent = next((name for name in names if name not in places), names[0])
-        raise InputError(f"{what} has no camera of its own for '{absent}': its file_path must be the photo's name.")
-    return [camera_of_frame({**shared, **frames[index]}, f"the camera of '{name}'")
-            for index, name in zip(order, names, strict=True)]  # fmt: skip
 
 
 def with_stated(found: Cameras, stated: Sequence[ViewCamera | None]) -> Cameras:
@@ -168,6 +109,37 @@ def view_camera(cameras: Cameras, index: int) -> ViewCamera:
     return ViewCamera(tuple(map(tuple, record["frames"][0]["transform_matrix"])), lens)
 
 
+def size_of(frame: Mapping[str, Any], who: str) -> tuple[float, float]:
+    """Width and height in pixels of a frame's picture. Raises InputError."""
+    width, height = (_number(frame, key, who) for key in ("w", "h"))
+    if not (1 <= width <= _MAX_SIDE and 1 <= height <= _MAX_SIDE):
+        raise InputError(f"{who} is for a picture of {width:g} x {height:g} pixels, which there cannot be.")
+    return width, height
+
+
+def lens_of(frame: Mapping[str, Any], width: float, height: float, who: str) -> tuple[float, float, float, float]:
+    """fl_x, fl_y, cx and cy of a frame in parts of its picture. Raises InputError."""
+    focal_x = _number(frame, "fl_x", who)
+    focal_y = _number(frame, "fl_y", who, focal_x)
+    for focal, side in ((focal_x, width), (focal_y, height)):
+        angle = math.degrees(2 * math.atan2(side, 2 * focal)) if focal > 0 else math.inf
+        if not _NARROWEST <= angle <= _WIDEST:
+            raise InputError(
+                f"{who} must have a field of view from {_NARROWEST:g} to {_WIDEST:g} degrees, but its focal length is "
+                f"{focal:.4g} pixels of {side:g}."
+            )
+    center_x, center_y = _number(frame, "cx", who, width / 2), _number(frame, "cy", who, height / 2)
+    # A view may show the edge of a photograph, past whose middle its principal point then lies.
+    if max(abs(center_x) / width, abs(center_y) / height) > _FARTHEST_CENTER:
+        raise InputError(f"{who} must have its principal point near the picture, not at {center_x:g}, {center_y:g}.")
+    return focal_x / width, focal_y / height, center_x / width, center_y / height
+
+
+def same_camera(one: ViewCamera, other: ViewCamera) -> bool:
+    """Whether two cameras are the same up to rounding."""
+    return all(np.allclose(getattr(one, name), getattr(other, name), rtol=0, atol=_SAME) for name in ("pose", "lens"))
+
+
 def _number(frame: Mapping[str, Any], key: str, who: str, default: float | None = None) -> float:
     value = frame.get(key, default)
     if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 1e12 or not math.isfinite(value):
@@ -175,13 +147,15 @@ def _number(frame: Mapping[str, Any], key: str, who: str, default: float | None 
     return float(value)
 
 
-def _pose(matrix: Any, who: str) -> tuple[tuple[float, ...], ...]:
+def pose_of(frame: Mapping[str, Any], who: str, farthest: float = FARTHEST) -> tuple[tuple[float, ...], ...]:
+    """The transform_matrix of a frame, no number in it beyond `farthest`. Raises InputError."""
+    matrix = frame.get("transform_matrix")
     sound = isinstance(matrix, list) and len(matrix) == 4 and all(isinstance(r, list) and len(r) == 4 for r in matrix)
     if not sound:
         raise InputError(f"{who} needs a transform_matrix of 4 rows of 4 numbers.")
     values = [value for row in matrix for value in row]
     numbers = not any(isinstance(value, bool) or not isinstance(value, int | float) for value in values)
-    if not numbers or not all(abs(value) <= _FARTHEST for value in values):  # what is not a number is no less, either
+    if not numbers or not all(abs(value) <= farthest for value in values):  # what is not a number is no less, either
         raise InputError(f"{who} has a transform_matrix with something in it that is no number, or too large.")
     pose = np.array(matrix, dtype=np.float64)
     turn = pose[:3, :3]
@@ -193,7 +167,7 @@ def _pose(matrix: Any, who: str) -> tuple[tuple[float, ...], ...]:
     return tuple(tuple(float(value) for value in row) for row in pose)
 
 
-def _sees_the_object(camera: ViewCamera) -> bool:
+def sees_the_object(camera: ViewCamera) -> bool:
     """Whether any part of the cube of the object falls into the picture."""
     axis = np.linspace(-0.5, 0.5, 9)
     points = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), axis=-1).reshape(-1, 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,7 @@ from studio.events import (
 from studio.job import Job
 from studio.recipe import Recipe
 from studio.report import run_record, sha256, write_json
+from studio.view_cameras import ViewCamera
 from trellis.export.bundle import export_files
 from trellis.export.health import mesh_health
 from trellis.renderers.camera_formats import to_transforms
@@ -64,7 +66,7 @@ def write_files(run: Run, recipe: Recipe, film: bytes, job: Job, engine: Engine,
             (folder / VIDEO).write_bytes(film)
         report(2, 4)
         view_files = _save_views(prepared, folder)
-        write_json(folder / CAMERAS, camera_record(cameras, view_files, frame))
+        write_json(folder / CAMERAS, camera_record(cameras, view_files, frame, recipe.stated))
         # Of the usual files, a mesh of the real size is the one that would be missed.
         formats = (*job.formats, "glb") if settings.longest_side else job.formats
         if formats:
@@ -156,12 +158,21 @@ def _save_views(prepared: list[stages.PreparedView], folder: Path) -> list[str]:
     return names
 
 
-def camera_record(cameras: Cameras, view_files: list[str], camera_frame: str) -> dict[str, Any]:
-    """The content of transforms.json.
+def camera_record(
+    cameras: Cameras, view_files: list[str], camera_frame: str, stated: Sequence[ViewCamera | None]
+) -> dict[str, Any]:
+    """The content of transforms.json. stated: per view the camera that a person states, or None.
 
     Cameras in the object frame are written in the glTF frame, like the mesh. Those in the frame of the first view are
-    not registered to the asset: they keep their own axes and scale, and the record says so.
+    not registered to the asset: they keep their own axes and scale, and the record says so. A refinement corrects
+    cameras that were predicted, and trusts those of which all were stated.
     """
+    count = sum(camera is not None for camera in stated)
+    predicted_by = None if count == len(stated) else f"VGGT, {count} of {len(stated)} stated" if count else "VGGT"
     if camera_frame == "object":
-        return {"frame": "gltf", **to_transforms(cameras, view_files, frame="gltf")}
-    return {"frame": "first view, not registered to the asset", **to_transforms(cameras, view_files, frame="object")}
+        origin = {"frame": "gltf", "predicted_by": predicted_by}
+        if any(camera and camera.aligned for camera in stated):
+            origin["aligned_to"] = "VGGT"
+        return {**origin, **to_transforms(cameras, view_files, frame="gltf")}
+    origin = {"frame": "first view, not registered to the asset", "predicted_by": predicted_by}
+    return {**origin, **to_transforms(cameras, view_files, frame="object")}

@@ -15,6 +15,7 @@ from typing import Any
 import gradio as gr
 from gradio.utils import get_upload_folder
 
+from studio.camera_files import cameras_of_transforms
 from studio.events import CamerasFound, Cancelled, JobError, Result
 from studio.job import make_job
 from studio.pages.follow import FollowedJob, Watch
@@ -24,7 +25,7 @@ from studio.pages.sessions import Sessions
 from studio.presets import PRESETS, apply_preset
 from studio.refine_events import Refined
 from studio.refine_settings import RefineSettings
-from studio.replay import revise
+from studio.replay import read_run, revise, view_names
 from studio.service import Service
 from studio.settings import make_settings
 from trellis.errors import InputError
@@ -62,6 +63,15 @@ _VALUES = {
         + [{"type": "array", "items": {"type": "number"}}]
     },
 }
+# Likewise for a transforms.json: numbers and words by name, of all views together and of each.
+_WORDS = {"anyOf": [{"type": kind} for kind in ("number", "boolean", "string", "null")]}
+_MATRIX = {"type": "array", "items": {"type": "array", "items": {"type": "number"}}}
+_FRAME = {"type": "object", "properties": {"transform_matrix": _MATRIX}, "additionalProperties": _WORDS}
+_TRANSFORMS = {
+    "type": "object",
+    "properties": {"frames": {"type": "array", "items": _FRAME}},
+    "additionalProperties": _WORDS,
+}
 
 
 class Api:
@@ -77,7 +87,7 @@ class Api:
             report = gr.JSON(label="Report")
             settings = gr.JSON({}, label="Further settings by name, as in the table of settings")
             if not refine_only:
-                self._offer_reconstruction(photos, settings, model, report)
+                self._offer_reconstruction(photos, settings, model, report, mcp)
             cameras = gr.File(label="Cameras: transforms.json or COLMAP's text files", file_count="multiple")
             if mcp:
                 for several in (photos, cameras):
@@ -85,7 +95,7 @@ class Api:
                 settings.api_info = lambda: _VALUES
             self._offer("refine", self.refine, [model, photos, cameras, steps, settings], [model, report])
 
-    def _offer_reconstruction(self, photos: Any, settings: Any, model: Any, report: Any) -> None:
+    def _offer_reconstruction(self, photos: Any, settings: Any, model: Any, report: Any, mcp: bool) -> None:
         preset = gr.Dropdown(list(PRESETS), value="standard", label="Preset")
         seed = gr.Number(0, label="Seed", precision=0)
         splats, turntable = gr.File(label="Splats (PLY)"), gr.File(label="Turntable (MP4)")
@@ -95,7 +105,10 @@ class Api:
         made = [model, splats, turntable, report]
         self._offer("reconstruct", self.reconstruct, [photos, preset, seed, settings], made)
         self._offer("find_cameras", self.find_cameras, [photos], [report])
-        self._offer("bake_again", self.bake_again, [run, simplify, texture], [model, report])
+        cameras = gr.JSON(label="Cameras of the photos, as in a transforms.json")
+        if mcp:
+            cameras.api_info = lambda: _TRANSFORMS
+        self._offer("bake_again", self.bake_again, [run, simplify, texture, cameras], [model, report])
 
     def _offer(self, name: str, function: Callable[..., Any], inputs: list[Any], outputs: list[Any]) -> None:
         # The service has a queue of its own, and serves visitors in turn.
@@ -145,7 +158,12 @@ class Api:
         return {"cameras": found.transforms, "views": views}
 
     async def bake_again(
-        self, run: str, simplify: float = 0.95, texture_size: int = 1024, request: gr.Request = None
+        self,
+        run: str,
+        simplify: float = 0.95,
+        texture_size: int = 1024,
+        cameras: dict[str, Any] | None = None,
+        request: gr.Request = None,
     ) -> tuple[str, dict[str, Any]]:
         """Write the model of an earlier run again, finer or coarser, without guessing anything anew.
 
@@ -153,6 +171,8 @@ class Api:
             run: the key that the report of `reconstruct` gave.
             simplify: share of the triangles to remove, from 0.90 to 0.98.
             texture_size: pixels, from 512 to 2048 in steps of 256.
+            cameras: the content of a transforms.json for all photos: that of `find_cameras` or of a run, edited; or one
+                in any frame, without "frame", whose file_path are the photos' names. Null keeps those of the run.
 
         Returns:
             The model as GLB, and the report.
@@ -163,7 +183,11 @@ class Api:
                 raise InputError("There is no such run, or it has been removed.")
             key, folder = self._sessions.new_run(session)
             changes = {"simplify": simplify, "texture_size": texture_size}
-            result = await self._run(revise(earlier, changes, folder, FORMATS, session.key), Result)
+            stated = None
+            if cameras is not None:
+                stated = cameras_of_transforms(cameras, view_names(read_run(earlier)[0]), "What was sent")
+            job = revise(earlier, changes, folder, FORMATS, session.key, stated)
+            result = await self._run(job, Result)
         return str(result.mesh), _report(result, key)
 
     async def refine(

@@ -21,8 +21,8 @@ _MAX_CHARACTERS = 200_000  # 32 cameras have some 20,000
 
 WHAT_CHANGES = (
     "The shape stays as it is: the networks read the photos, not these cameras. A corrected camera changes the colours "
-    "taken from photographs, the comparison with the photos, the map of what they show, the camera files, and where "
-    "Refine starts."
+    "taken from photographs, the comparison with the photos, the map of what they show, and the camera files. Refine "
+    "starts from it; once all are corrected, Refine takes them as known and leaves them as they are."
 )
 
 

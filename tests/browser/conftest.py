@@ -20,6 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from browser_steps import close_page, open_page
 from tiny_checkpoint import tiny_views, write_tiny_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -118,6 +119,14 @@ def browser():
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_ARGUMENTS)
         yield browser
         browser.close()
+
+
+@pytest.fixture
+def page(browser, server: str) -> Iterator:
+    """A fresh visitor; fails the test afterwards if the page's console had errors."""
+    page = open_page(browser, server)
+    yield page
+    close_page(page)
 
 
 @pytest.fixture

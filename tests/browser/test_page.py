@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import pytest
 from browser_steps import (
     WAIT,
     add_photos,
@@ -20,14 +17,6 @@ from browser_steps import (
     wait_for_photos,
 )
 from PIL import Image, ImageChops
-
-
-@pytest.fixture
-def page(browser, server) -> Iterator:
-    """A fresh visitor; fails the test afterwards if the page's console had errors."""
-    page = open_page(browser, server)
-    yield page
-    close_page(page)
 
 
 def test_an_empty_page_says_what_to_do(page):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import threading
 from pathlib import Path
@@ -13,9 +14,13 @@ import torch
 import trimesh
 from nvdiffrec_shapes import write_scene
 from PIL import Image
+from scipy.spatial.transform import Rotation
 from typer.testing import CliRunner
 
+from nvdiffrec.camera_fit import pose_errors
 from nvdiffrec.hdr import read_hdr
+from nvdiffrec.registration import register
+from nvdiffrec.similarity import IDENTITY
 from nvdiffrec.view_files import load_views
 from studio import refine_stages
 from studio.cache import StageCache
@@ -25,9 +30,12 @@ from studio.refine_events import Refined, RefineProgress
 from studio.refine_job import make_refine_job
 from studio.refine_runner import run_refine
 from studio.refine_settings import RefineSettings
-from studio.report import sha256
+from studio.report import sha256, write_json
 from studio.settings import make_settings
+from studio.view_cameras import view_camera
+from studio.write import camera_record
 from trellis.errors import InputError
+from trellis.renderers.cameras import Cameras
 
 QUICK = RefineSettings(steps=20, resolution=64, texture_size=256, video_frames=2, video_size=64, geometry="surface")
 
@@ -91,7 +99,7 @@ def test_run_json_records_the_table_and_every_file(finished, scene):
 
 def test_a_refinement_can_be_refined_again(finished, engine, tmp_path):
     job = make_refine_job(finished[0].folder, QUICK, tmp_path / "again")
-    assert not job.predicted and [view.name for view in job.views] == [f"{i:03d}" for i in range(6)]
+    assert [view.name for view in job.views] == [f"{i:03d}" for i in range(6)]
     assert run_refine(job, engine).views[0].placed
 
 
@@ -180,13 +188,77 @@ def test_free_topology_and_corrected_cameras(scene, engine, tmp_path, monkeypatc
     assert len(result.views) == 6 and (not result.helped or not torch.allclose(before.extrinsics, after.extrinsics))
 
 
+def run_folder(scene: Path, folder: Path, stated: list[int], wrong: float = 0.0) -> Path:
+    """The scene as a finished run with the cameras of some views stated; those of the others are wrong by an angle."""
+    views = load_views(scene)
+    extrinsics = views.cameras.extrinsics.clone()
+    turn = torch.from_numpy(Rotation.from_euler("z", wrong, degrees=True).as_matrix()).float()
+    for index in set(range(len(views))) - set(stated):
+        extrinsics[index, :3, :3] @= turn
+    cameras = Cameras(extrinsics, views.cameras.intrinsics, views.cameras.image_size)
+    names = [f"views/{index:03d}.png" for index in range(len(views))]
+    shutil.copytree(scene / "images", folder / "views")
+    shutil.copyfile(scene / "asset.glb", folder / "mesh.glb")
+    edits = [view_camera(cameras, index) if index in stated else None for index in range(len(views))]
+    write_json(folder / "transforms.json", camera_record(cameras, names, "object", edits))
+    write_json(folder / "run.json", {"views": [{"name": name, "file": name} for name in names]})
+    return folder
+
+
+def test_cameras_that_were_all_stated_are_trusted(scene, engine, tmp_path, monkeypatch):
+    monkeypatch.setattr("nvdiffrec.registration.register", lambda *_, **__: pytest.fail("they were looked for"))
+    run = run_folder(scene, tmp_path / "run", list(range(6)))
+    result = run_refine(make_refine_job(run, QUICK, tmp_path / "out"), engine)
+    before, after = load_views(run).cameras, load_views(result.folder).cameras
+    torch.testing.assert_close(after.extrinsics, before.extrinsics, atol=1e-6, rtol=0)
+    assert result.helped and "stated, so they are kept as they are" in result.notes[0]
+    again = load_views(result.folder)
+    assert again.registered and not again.predicted
+    # Whoever wants can still have them corrected.
+    settings = make_settings({"correct_cameras": True}, QUICK)
+    result = run_refine(make_refine_job(run, settings, tmp_path / "corrected"), engine)
+    assert result.helped and result.notes == ()
+    assert not torch.allclose(load_views(result.folder).cameras.extrinsics, before.extrinsics, atol=1e-4)
+
+
+def test_a_refinement_starts_from_cameras_of_which_some_were_edited(scene, engine, tmp_path, monkeypatch):
+    run = run_folder(scene, tmp_path / "run", [0, 3, 4], wrong=4.0)
+    before, starts = load_views(run).cameras, []
+
+    def followed(views, asset, guess, seed=0, **options):
+        starts.append((views.cameras, guess, options["search"]))
+        return register(views, asset, guess, seed, **options)
+
+    monkeypatch.setattr("nvdiffrec.registration.register", followed)
+    result = run_refine(make_refine_job(run, QUICK, tmp_path / "out"), engine)
+    assert result.helped and all(view.placed for view in result.views) and result.notes == ()
+    ((cameras, guess, search),) = starts
+    torch.testing.assert_close(cameras.extrinsics, before.extrinsics, atol=1e-6, rtol=0)
+    assert guess is IDENTITY and not search
+    after = load_views(result.folder).cameras
+    angles = pose_errors(after, before)[0]  # a grey ball hardly tells how it is turned
+    assert angles.max() < 40 and angles.median() < 20 and angles.min() > 0.01
+    record = json.loads((result.folder / "transforms.json").read_text())
+    assert record["predicted_by"] == "VGGT, corrected"
+
+
+def test_stated_cameras_that_see_something_else_end_with_a_sentence(scene, engine, tmp_path):
+    run = run_folder(scene, tmp_path / "run", list(range(6)))
+    record = json.loads((run / "transforms.json").read_text())
+    for frame in record["frames"]:
+        frame["transform_matrix"][1][3] += 1.5
+    write_json(run / "transforms.json", record)
+    with pytest.raises(InputError, match="with registration 'search'"):
+        run_refine(make_refine_job(run, QUICK, tmp_path / "out"), engine)
+
+
 def test_photos_are_matched_to_their_cameras_by_name(scene, engine, tmp_path):
     photos = sorted((scene / "images").iterdir(), reverse=True)[:4]
     for number, photo in enumerate(photos):
         Image.open(photo).save(tmp_path / photo.name)
         photos[number] = tmp_path / photo.name
     job = make_refine_job(scene / "asset.glb", QUICK, tmp_path / "out", views=photos, cameras=scene / "transforms.json")
-    views = refine_stages.open_views(job.views, job.cameras, False, QUICK, engine.pipeline, lambda *_, **__: None)
+    views = refine_stages.open_views(job.views, job.cameras, QUICK, engine.pipeline, lambda *_, **__: None)
     assert views.names == tuple(photo.name for photo in photos)
     expected = load_views(scene).subset([5, 4, 3, 2])
     torch.testing.assert_close(views.cameras.extrinsics, expected.cameras.extrinsics)
@@ -199,7 +271,7 @@ def test_photos_are_matched_to_their_cameras_by_name(scene, engine, tmp_path):
 
 def test_photos_without_cameras_get_those_that_the_networks_estimate(scene, engine):
     photos = make_refine_job(scene / "asset.glb", QUICK, "unused", views=scene / "images").views
-    views = refine_stages.open_views(photos, None, False, QUICK, engine.pipeline, lambda *_, **__: None)
+    views = refine_stages.open_views(photos, None, QUICK, engine.pipeline, lambda *_, **__: None)
     assert views.predicted and len(views) == 6
 
 

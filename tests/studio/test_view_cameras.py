@@ -14,16 +14,19 @@ from typer.testing import CliRunner
 
 from studio.batch import is_finished
 from studio.cache import StageCache
+from studio.camera_files import read_cameras
 from studio.cli import app
 from studio.engine import load_engine
 from studio.inputs import View
 from studio.job import job_from_json, make_job
+from studio.photo_cameras import PhotoCamera
 from studio.refine_job import make_refine_job
 from studio.refine_settings import RefineSettings
+from studio.refine_stages import open_views
 from studio.replay import differences, job_of_run, read_run, revise
 from studio.runner import run_job
 from studio.settings import make_settings
-from studio.view_cameras import camera_of_frame, read_cameras
+from studio.view_cameras import camera_of_frame
 from trellis.errors import InputError
 from trellis.renderers.camera_formats import from_transforms
 
@@ -114,7 +117,22 @@ def test_a_refinement_starts_from_the_edited_cameras(finished, engine, cache, tm
     job = make_refine_job(tmp_path / "out", RefineSettings(), tmp_path / "better")
     cameras, _ = from_transforms(json.loads(job.cameras.read_text()))
     assert np.allclose(np.array(edited.pose)[:3, 3] @ [[1, 0, 0], [0, 0, 1], [0, -1, 0]], cameras.centers[0], atol=1e-5)
-    assert job.predicted  # set by hand, they still want correcting
+    views = open_views(job.views, job.cameras, RefineSettings(), engine.pipeline, lambda *_, **__: None)
+    assert views.predicted and not views.registered  # the others still want correcting
+    every = [camera_of_frame(turned(frame), "it") for frame in frames_of(finished)]
+    run_job(revise(finished, {}, tmp_path / "out", cameras=every), engine, cache=cache)
+    job = make_refine_job(tmp_path / "out", RefineSettings(), tmp_path / "better")
+    views = open_views(job.views, job.cameras, RefineSettings(), engine.pipeline, lambda *_, **__: None)
+    assert views.registered and not views.predicted
+
+
+def test_a_camera_that_is_the_one_found_is_no_edit(finished, engine, cache, tmp_path):
+    """As where one camera of a whole transforms.json was edited."""
+    frames = frames_of(finished)
+    stated = [camera_of_frame(frame, "it") for frame in (frames[0], turned(frames[1]), frames[2])]
+    run_job(revise(finished, {}, tmp_path / "out", cameras=stated), engine, cache=cache)
+    assert [view["camera"] is None for view in record_of(tmp_path / "out")["views"]] == [True, False, True]
+    assert json.loads((tmp_path / "out" / "transforms.json").read_text())["predicted_by"] == "VGGT, 1 of 3 stated"
 
 
 def test_photos_with_cameras_are_the_same_shape_with_other_cameras(
@@ -153,12 +171,16 @@ def test_pictures_called_like_the_photos_decide_which_camera_is_whose(finished, 
     for frame, name in zip(frames, ("c", "a", "b"), strict=True):
         frame["file_path"] = f"photos/{name}.jpg"
     frames[0] = turned(frames[0])
-    (tmp_path / "cameras.json").write_text(json.dumps({"frames": frames}))
+    (tmp_path / "cameras.json").write_text(json.dumps({"frame": "gltf", "frames": frames}))
     a, b, c = read_cameras(tmp_path / "cameras.json", ["a.jpg", "b.jpg", "c.jpg"])
     assert a.pose != c.pose and np.allclose(c.pose, frames[0]["transform_matrix"])
     assert len(read_cameras(tmp_path / "cameras.json", ["b.jpg"])) == 1
     with pytest.raises(InputError, match="no camera of its own for 'd.jpg'"):
         read_cameras(tmp_path / "cameras.json", ["a.jpg", "d.jpg"])
+    # Nothing else than the files' own frame: cameras of the photos, which are no squares.
+    (tmp_path / "photos.json").write_text(json.dumps({"frames": [{**frame, "w": 2 * frame["w"]} for frame in frames]}))
+    taken = read_cameras(tmp_path / "photos.json", ["a.png", "b.png"])
+    assert all(isinstance(camera, PhotoCamera) and camera.aspect == 2 for camera in taken)
     own = read_cameras(finished / "transforms.json", ["001.png", "000.png", "002.png"])  # in their order
     assert np.allclose(own[0].pose, frames_of(finished)[0]["transform_matrix"])
 
@@ -190,14 +212,15 @@ def broken(row: int, column: int, value) -> dict:
         ({"fl_x": -60}, "field of view"),
         ({"fl_x": 1e9}, "field of view"),
         ({"fl_y": 0.1}, "field of view"),
-        ({"cx": 99}, "principal point"),
+        ({"cx": 9999}, "principal point"),
         ({"w": 640, "h": 480}, "views are square"),
         ({"w": 0, "h": 0}, "there cannot be"),
     ],
 )
 def test_a_broken_camera_is_refused_in_one_sentence(tmp_path, change, sentence):
     file = tmp_path / "cameras.json"
-    file.write_text(json.dumps({"frames": [{**GOOD, "file_path": "a.png"}, {**GOOD, "file_path": "b.png", **change}]}))
+    frames = [{**GOOD, "file_path": "a.png"}, {**GOOD, "file_path": "b.png", **change}]
+    file.write_text(json.dumps({"frame": "gltf", "frames": frames}))
     with pytest.raises(InputError) as refused:
         read_cameras(file, ["a.png", "b.png"])
     text = str(refused.value)

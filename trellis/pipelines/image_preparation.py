@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -54,16 +55,13 @@ def preprocess_image(image: Image.Image, resolution: int = 518, segment: Segment
     Raises InputError if there is no object to see or if it is too small to crop to.
     """
     image = cut_out(image, segment)
-    box = _object_square(np.asarray(image)[..., 3])
-    if box is None:
+    crop = square_crop(image)
+    if crop is None:
         return image.convert("RGB")
-    left, top, right, bottom = box
-    if right - left < 2 or bottom - top < 2:
+    if crop.right - crop.left < 2 or crop.bottom - crop.top < 2:
         raise InputError("The object covers less than 2 x 2 pixels of the image; use a closer view of it.")
-    crop = image.crop(box)
-    side = max(crop.size)
-    square = Image.new("RGBA", (side, side))
-    square.paste(crop, ((side - crop.width) // 2, (side - crop.height) // 2))
+    square = Image.new("RGBA", (crop.side, crop.side))
+    square.paste(image.crop(crop[:4]), crop.margins)
 
     # Straight (not premultiplied) colour, bilinear without antialiasing, truncation: what the encoders were trained on.
     pixels = torch.from_numpy(np.array(square)).permute(2, 0, 1)[None].float() / 255  # [1, 4, side, side]
@@ -73,8 +71,30 @@ def preprocess_image(image: Image.Image, resolution: int = 518, segment: Segment
     return Image.fromarray((pixels * 255).byte().permute(1, 2, 0).contiguous().numpy())
 
 
-def _object_square(alpha: np.ndarray) -> tuple[int, int, int, int] | None:
-    """Left, top, right, bottom of the square around the opaque pixels of alpha [H, W], with margin, clipped."""
+class Crop(NamedTuple):
+    """What a view shows of its photograph, in pixels: this box, in the middle of a square as long as its longer side.
+
+    The box is clipped to the photograph."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+    @property
+    def side(self) -> int:
+        return max(self.right - self.left, self.bottom - self.top)
+
+    @property
+    def margins(self) -> tuple[int, int]:
+        """Of the box within the square: left and top."""
+        return (self.side - self.right + self.left) // 2, (self.side - self.bottom + self.top) // 2
+
+
+def square_crop(image: Image.Image) -> Crop | None:
+    """Where `preprocess_image` finds the object of an RGBA image: around its opaque pixels, with margin; None if there
+    are none."""
+    alpha = np.asarray(image)[..., 3]
     rows, columns = np.nonzero(alpha > OPAQUE)
     if len(rows) == 0:
         return None
@@ -82,7 +102,7 @@ def _object_square(alpha: np.ndarray) -> tuple[int, int, int, int] | None:
     half = int(max(right - left, bottom - top) * _MARGIN) // 2
     x, y = (left + right) / 2, (top + bottom) / 2
     height, width = alpha.shape
-    return max(int(x - half), 0), max(int(y - half), 0), min(int(x + half), width), min(int(y + half), height)
+    return Crop(max(int(x - half), 0), max(int(y - half), 0), min(int(x + half), width), min(int(y + half), height))
 
 
 def views_to_tensor(images: Sequence[Image.Image], resolution: int) -> torch.Tensor:
