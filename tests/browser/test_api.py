@@ -51,7 +51,14 @@ def test_cameras_come_without_a_model_and_a_model_is_baked_again(client, photos)
     assert report["seed"] == 3 and report["settings"]["video_frames"] == 4
     model, again = client.predict(report["run"], 0.95, 768, api_name="/bake_again")
     assert trimesh.load(model, force="mesh").visual.material.baseColorTexture.size == (768, 768)
-    assert "structure" in again["cached"]
+    assert "structure" in again["cached"] and again["views"][1]["camera"] is None
+    cameras = client.predict(files, api_name="/find_cameras")["cameras"]
+    pose = cameras["frames"][1]["transform_matrix"]
+    pose[0], pose[1] = pose[1], [-value for value in pose[0]]  # a quarter turn about the axis of depth
+    _, edited = client.predict(report["run"], 0.95, 768, cameras, api_name="/bake_again")
+    assert [bool(view["camera"]) for view in edited["views"]] == [False, True] and "structure" in edited["cached"]
+    with pytest.raises(AppError, match="What was sent lists no cameras"):
+        client.predict(report["run"], 0.95, 768, {"frames": 3}, api_name="/bake_again")
 
 
 def test_what_cannot_be_is_answered_with_a_sentence(client, photos):

@@ -13,11 +13,9 @@ from browser_steps import (
     WAIT,
     add_photos,
     choose_quick_settings,
-    close_page,
     colours_in,
     download,
     drag,
-    open_page,
     picture,
     press,
     set_number,
@@ -30,8 +28,7 @@ from PIL import ImageChops
 LIGHT = next((Path(__file__).resolve().parents[2] / "assets/hdri").glob("*.hdr"))
 
 
-def test_from_four_photos_to_a_refined_and_compared_model(browser, server, photos, tmp_path):
-    page = open_page(browser, server)
+def test_from_four_photos_to_a_refined_and_compared_model(page, photos, tmp_path):
     add_photos(page, photos)
     _see_cameras_and_leave_one_photo_out(page)
     _generate(page)
@@ -40,7 +37,6 @@ def test_from_four_photos_to_a_refined_and_compared_model(browser, server, photo
     _download(page, tmp_path)
     _refine(page, tmp_path)
     _compare(page, tmp_path)
-    close_page(page)
 
 
 def _see_cameras_and_leave_one_photo_out(page) -> None:

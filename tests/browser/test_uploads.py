@@ -2,16 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
-from browser_steps import WAIT, add_photos, close_page, open_page, press, wait_for_photos
+from browser_steps import WAIT, add_photos, press, wait_for_photos
 from odd_files import BAD, GOOD, transparent_png
-
-
-@pytest.fixture
-def page(browser, server):
-    page = open_page(browser, server)
-    yield page
-    close_page(page)
 
 
 def test_every_bad_file_gets_a_sentence_and_what_is_on_the_page_stays(page, photos, tmp_path):

@@ -13,7 +13,6 @@ import { HullOutlines, MeshOutlines, SIDE, agreement } from './outlines.js';
 import { PARAMETERS, frameOf, framesOf, parametersOf } from './pose.js';
 
 const PICTURE = 480; // pixels of the picture's side
-const KEPT = 50; // steps that can be undone after the panel has been drawn anew
 const BRIGHT = '#ffffff', DARK = '#0f766e';
 
 export class CameraEditor extends HTMLElement {
@@ -43,7 +42,7 @@ export class CameraEditor extends HTMLElement {
     this.found = frames.map((frame, index) => found[index] || frame);
     this.frames = this.found.map((frame, index) => edited[index] || frame);
     this.isEdited = this.frames.map((_, index) => Boolean(edited[index]));
-    this.past = this.recalled();
+    this.past = [];
     await this.loadPictures(frames.map((frame) => frame.file_path));
     this.outlines = this.viewer.surface ? new MeshOutlines(this.viewer) : new HullOutlines(this.alphas);
     this.frames.forEach((frame, index) => this.outlines.place(index, frame));
@@ -178,40 +177,8 @@ export class CameraEditor extends HTMLElement {
     this.refresh(); // puts a number that is out of range right
   }
 
-  /** `edited`: per photograph the frame that was set by hand, or null. */
   state() {
-    return { index: this.index, edited: this.edited() };
-  }
-
-  edited() {
-    return this.frames.map((frame, index) => (this.isEdited[index] ? frame : null));
-  }
-
-  // What can be undone outlives the element, which is made anew whenever its panel is drawn again.
-  get memory() {
-    return `camera-undo-${this.viewer.id}`;
-  }
-
-  /** Tells these cameras from others. */
-  get identity() {
-    return this.found.map((frame) => frame.transform_matrix.flat().map((value) => value.toFixed(4)).join()).join(';');
-  }
-
-  remember() {
-    const kept = { identity: this.identity, isEdited: this.isEdited, past: this.past.slice(-KEPT) };
-    try {
-      sessionStorage.setItem(this.memory, JSON.stringify(kept));
-    } catch { /* forbidden or full: the list then lasts as long as the element */ }
-  }
-
-  recalled() {
-    try {
-      const { identity, isEdited, past } = JSON.parse(sessionStorage.getItem(this.memory));
-      // Other cameras, or the same after the edits were dropped, have no such past.
-      return identity === this.identity && String(isEdited) === String(this.isEdited) ? past : [];
-    } catch {
-      return [];
-    }
+    return { index: this.index, frames: [...this.frames], isEdited: [...this.isEdited] };
   }
 
   place(index, frame, isEdited) {
@@ -223,10 +190,8 @@ export class CameraEditor extends HTMLElement {
   }
 
   undo() {
-    const { index, edited } = this.past.pop();
-    edited.forEach((frame, k) => {
-      if (frame || this.isEdited[k]) this.place(k, frame || this.found[k], Boolean(frame));
-    });
+    const { index, frames, isEdited } = this.past.pop();
+    frames.forEach((frame, k) => { if (frame !== this.frames[k]) this.place(k, frame, isEdited[k]); });
     this.tell();
     this.choose(index);
   }
@@ -240,8 +205,7 @@ export class CameraEditor extends HTMLElement {
 
   tell() {
     this.markEdited();
-    this.remember();
-    const frames = JSON.stringify(this.edited());
+    const frames = JSON.stringify(this.frames.map((frame, index) => (this.isEdited[index] ? frame : null)));
     this.dispatchEvent(new CustomEvent('act', { bubbles: true, detail: { act: 'cameras', frames } }));
   }
 
