@@ -71,7 +71,8 @@ def camera_of_frame(frame: Any, who: str) -> ViewCamera:
             "views as the networks saw them, in the studio's own transforms.json, or those of the photos in a file "
             "that names no frame."
         )
-    camera = ViewCamera(pose_of(frame, who), lens_of(frame, width, height, who), frame.get("aligned") is True)
+    lens = lens_of(frame, width, height, who)
+    camera = ViewCamera(pose_of(frame, who), lens, frame.get("aligned") is True)
     if not sees_the_object(camera):
         raise InputError(f"{who} does not look at the object, which lies within half a unit of the origin.")
     return camera
