@@ -9,9 +9,7 @@ from browser_steps import (
     WAIT,
     add_photos,
     choose_quick_settings,
-    close_page,
     download,
-    open_page,
     picture,
     press,
     set_number,
@@ -43,8 +41,7 @@ class Editor:
         return self.page.locator(f"{self.part} .camera-choice .edited").all_inner_texts()
 
 
-def test_a_camera_is_corrected_before_and_after_there_is_a_model(browser, server, photos, tmp_path):
-    page = open_page(browser, server)
+def test_a_camera_is_corrected_before_and_after_there_is_a_model(page, photos, tmp_path):
     add_photos(page, photos)
     press(page, "#check-cameras")
     page.wait_for_selector("#cameras-view[data-state=ready]", timeout=WAIT)
@@ -87,7 +84,30 @@ def test_a_camera_is_corrected_before_and_after_there_is_a_model(browser, server
     page.set_viewport_size({"width": 390, "height": 700})
     page.wait_for_selector("#run-cameras .camera-rows >> visible=true", timeout=WAIT)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    close_page(page)
+    page.wait_for_function("document.querySelectorAll('#result-tabs > .tab-wrapper [role=tab]').length === 6")
+    turn_to(page, "#result-tabs", "Files")  # not folded away into a menu
+
+
+def test_what_can_be_undone_outlasts_the_panel_which_leaving_out_a_photo_draws_anew(page, photos):
+    add_photos(page, photos)
+    press(page, "#check-cameras")
+    page.wait_for_selector("#cameras-view[data-state=ready]", timeout=WAIT)
+    editor = Editor(page, "#cameras")
+    page.click("#cameras .view-cards li:nth-child(2) [data-edit]")
+    editor.wait()
+    found = editor.value("azimuth")
+    editor.set("azimuth", found + 12)
+    editor.set("distance", 1.5)
+    page.evaluate("document.querySelector('#cameras studio-camera-editor').drawnBefore = true")
+    page.click("#cameras .view-cards li:nth-child(4) [data-act=drop]")
+    page.wait_for_function("!document.querySelector('#cameras studio-camera-editor').drawnBefore", timeout=WAIT)
+    editor.wait()
+    page.click("#cameras .camera-choice label:has-text('2')")
+    assert editor.value("distance") == 1.5 and editor.edited() == ["2"]
+    editor.press("undo")
+    assert editor.value("distance") != 1.5 and editor.value("azimuth") == found + 12
+    editor.press("undo")
+    assert editor.edited() == [] and editor.value("azimuth") == found and page.is_disabled("#cameras [data-do=undo]")
 
 
 def _correct_before_there_is_a_model(page) -> float:

@@ -13,6 +13,7 @@ import { HullOutlines, MeshOutlines, SIDE, agreement } from './outlines.js';
 import { PARAMETERS, frameOf, framesOf, parametersOf } from './pose.js';
 
 const PICTURE = 480; // pixels of the picture's side
+const KEPT = 50; // steps that can be undone after the panel has been drawn anew
 const BRIGHT = '#ffffff', DARK = '#0f766e';
 
 export class CameraEditor extends HTMLElement {
@@ -42,7 +43,7 @@ export class CameraEditor extends HTMLElement {
     this.found = frames.map((frame, index) => found[index] || frame);
     this.frames = this.found.map((frame, index) => edited[index] || frame);
     this.isEdited = this.frames.map((_, index) => Boolean(edited[index]));
-    this.past = [];
+    this.past = this.recalled();
     await this.loadPictures(frames.map((frame) => frame.file_path));
     this.outlines = this.viewer.surface ? new MeshOutlines(this.viewer) : new HullOutlines(this.alphas);
     this.frames.forEach((frame, index) => this.outlines.place(index, frame));
@@ -177,8 +178,40 @@ export class CameraEditor extends HTMLElement {
     this.refresh(); // puts a number that is out of range right
   }
 
+  /** `edited`: per photograph the frame that was set by hand, or null. */
   state() {
-    return { index: this.index, frames: [...this.frames], isEdited: [...this.isEdited] };
+    return { index: this.index, edited: this.edited() };
+  }
+
+  edited() {
+    return this.frames.map((frame, index) => (this.isEdited[index] ? frame : null));
+  }
+
+  // What can be undone outlives the element, which is made anew whenever its panel is drawn again.
+  get memory() {
+    return `camera-undo-${this.viewer.id}`;
+  }
+
+  /** Tells these cameras from others. */
+  get identity() {
+    return this.found.map((frame) => frame.transform_matrix.flat().map((value) => value.toFixed(4)).join()).join(';');
+  }
+
+  remember() {
+    const kept = { identity: this.identity, isEdited: this.isEdited, past: this.past.slice(-KEPT) };
+    try {
+      sessionStorage.setItem(this.memory, JSON.stringify(kept));
+    } catch { /* forbidden or full: the list then lasts as long as the element */ }
+  }
+
+  recalled() {
+    try {
+      const { identity, isEdited, past } = JSON.parse(sessionStorage.getItem(this.memory));
+      // Other cameras, or the same after the edits were dropped, have no such past.
+      return identity === this.identity && String(isEdited) === String(this.isEdited) ? past : [];
+    } catch {
+      return [];
+    }
   }
 
   place(index, frame, isEdited) {
@@ -190,8 +223,10 @@ export class CameraEditor extends HTMLElement {
   }
 
   undo() {
-    const { index, frames, isEdited } = this.past.pop();
-    frames.forEach((frame, k) => { if (frame !== this.frames[k]) this.place(k, frame, isEdited[k]); });
+    const { index, edited } = this.past.pop();
+    edited.forEach((frame, k) => {
+      if (frame || this.isEdited[k]) this.place(k, frame || this.found[k], Boolean(frame));
+    });
     this.tell();
     this.choose(index);
   }
@@ -205,7 +240,8 @@ export class CameraEditor extends HTMLElement {
 
   tell() {
     this.markEdited();
-    const frames = JSON.stringify(this.frames.map((frame, index) => (this.isEdited[index] ? frame : null)));
+    this.remember();
+    const frames = JSON.stringify(this.edited());
     this.dispatchEvent(new CustomEvent('act', { bubbles: true, detail: { act: 'cameras', frames } }));
   }
 
