@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from nvdiffrec.views import Views
 from trellis.errors import InputError
+from trellis.files import read_json
 from trellis.pipelines.image_files import open_image
 from trellis.renderers.camera_formats import Frame, from_colmap_text, from_transforms
 from trellis.renderers.cameras import Cameras
@@ -24,6 +24,7 @@ from trellis.renderers.cameras import Cameras
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _TRANSFORMS = ("transforms.json", "transforms_train.json")
 _MASK_FOLDER = "masks"
+_MAX_BYTES = 16 * 2**20  # of a transforms.json; a thousand frames have half a megabyte
 _ASPECT_TOLERANCE = 0.02  # a resized copy may be off by a rounded pixel
 
 
@@ -83,12 +84,7 @@ def colmap_texts(folder: Path) -> tuple[Path, Path] | None:
 def _load_transforms(
     file: Path, masks: str | PathLike[str] | None, frame: str, pictures: Pictures | None
 ) -> Views:
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"'{file.name}' cannot be read: {error.strerror}.") from error
-    except ValueError as error:
-        raise InputError(f"'{file.name}' is not valid JSON: {error}.") from error
+    record = read_json(file, "a file of cameras", _MAX_BYTES)
     frames = record.get("frames") if isinstance(record, dict) else None
     if not isinstance(frames, list) or not frames or not all(isinstance(entry, dict) for entry in frames):
         raise InputError(f"'{file.name}' lists no frames.")

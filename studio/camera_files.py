@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -11,6 +10,7 @@ from typing import Any
 from studio.photo_cameras import PhotoCamera, photo_camera_of_frame
 from studio.view_cameras import ViewCamera, camera_of_frame
 from trellis.errors import InputError
+from trellis.files import read_json
 
 _MAX_BYTES = 4 * 2**20  # of a file of cameras; 32 of them have some 20 kB
 _MAX_COLMAP_BYTES = 512 * 2**20  # of an images.txt, which lists the points that every image sees
@@ -29,16 +29,7 @@ def read_cameras(path: Path, names: Sequence[str]) -> list[ViewCamera] | list[Ph
         if not (path / "transforms.json").is_file():
             return cameras_of_transforms(_colmap(path), names, f"'{path.name}'")
         path = path / "transforms.json"
-    try:
-        with path.open("rb") as stream:
-            text = stream.read(_MAX_BYTES + 1)
-        record = json.loads(text) if len(text) <= _MAX_BYTES else None
-    except OSError as error:
-        raise InputError(f"'{path.name}' cannot be read: {error.strerror or error}.") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"'{path.name}' is not valid JSON.") from error
-    if len(text) > _MAX_BYTES:
-        raise InputError(f"'{path.name}' has more than {_MAX_BYTES >> 20} MB, so it is no file of cameras.")
+    record = read_json(path, "a file of cameras", _MAX_BYTES)
     return cameras_of_transforms(record, names, f"'{path.name}'")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -16,7 +15,9 @@ from studio.events import CAMERAS, MESH, RUN
 from studio.inputs import View, as_views
 from studio.job import LOCAL_USER
 from studio.refine_settings import RefineSettings
+from studio.replay import MAX_RECORD_BYTES
 from trellis.errors import InputError
+from trellis.files import read_json
 
 KIND = "refine"  # of a run.json
 
@@ -91,12 +92,9 @@ def make_refine_job(
 
 
 def _record_of(folder: Path) -> dict[str, Any]:
-    try:
-        record = json.loads((folder / RUN).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"'{folder.name}' holds no finished run: {RUN} cannot be read.") from error
-    except ValueError as error:
-        raise InputError(f"'{folder.name}/{RUN}' is not a record of a run: it is not valid JSON.") from error
+    if not (folder / RUN).is_file():
+        raise InputError(f"'{folder.name}' holds no finished run: {RUN} cannot be read.")
+    record = read_json(folder / RUN, "a record of a run", MAX_RECORD_BYTES)
     if not isinstance(record, dict) or not isinstance(record.get("views"), list):
         raise InputError(f"'{folder.name}/{RUN}' is not a record of a run of this version of the studio.")
     return record

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,9 +17,10 @@ from studio.photo_cameras import PhotoCamera
 from studio.settings import make_settings, settings_from_json
 from studio.view_cameras import ViewCamera, camera_of_frame
 from trellis.errors import InputError
+from trellis.files import read_json
 
 COMPARED = (MESH, SPLATS, CAMERAS)
-_MAX_BYTES = 16 * 2**20  # of a run.json; they have some 20 kB
+MAX_RECORD_BYTES = 16 * 2**20  # of a run.json; they have some 20 kB
 _MAX_NOTES = 20
 
 
@@ -28,14 +28,7 @@ def read_run(path: str | Path) -> tuple[dict[str, Any], Path]:
     """The record of a finished run and its folder, from the folder or its run.json. Raises InputError."""
     path = Path(path)
     file = path / RUN if path.is_dir() else path
-    try:
-        with file.open("rb") as stream:
-            text = stream.read(_MAX_BYTES + 1)
-        record = json.loads(text) if len(text) <= _MAX_BYTES else None
-    except OSError as error:
-        raise InputError(f"'{file}' cannot be read: {error.strerror or error}.") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"'{file.name}' is not a record of a run: it is not valid JSON.") from error
+    record = read_json(file, "a record of a run", MAX_RECORD_BYTES)
     fields = {"settings": dict, "views": list, "files": dict, "weights": dict}
     if not isinstance(record, dict) or not all(isinstance(record.get(name), kind) for name, kind in fields.items()):
         raise InputError(f"'{file.name}' is not a record of a run of this version of the studio.")

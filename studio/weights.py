@@ -23,7 +23,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from trellis.errors import InputError
-from trellis.files import read_json, replacing
+from trellis.files import read_configuration, replacing
 from trellis.pipelines.hub import reason
 from trellis.pipelines.published import PIPELINE_REPOSITORY as PIPELINE
 from trellis.pipelines.published import TORCH_HUB_ENCODERS
@@ -175,7 +175,7 @@ def _list(repository: str, revision: str | None) -> dict[str, _Remote]:
 def _needed(folder: Path, repository: str, files: Mapping[str, _Remote]) -> list[_Remote]:
     """The files that the pipeline reads."""
     if repository == PIPELINE:
-        args = read_json(folder / "pipeline.json").get("args", {})
+        args = read_configuration(folder / "pipeline.json").get("args", {})
         stems = [str(stem) for key, stem in args.get("models", {}).items() if key not in _UNUSED]
         others = (args.get("image_cond_model"), args.get("vggt_model"))
         stems += [stem for stem in others if isinstance(stem, str) and stem.startswith("ckpts/")]

@@ -41,12 +41,12 @@ def quaternion_to_matrix(q: Tensor) -> Tensor:
 
 
 def camera_losses(
-    encodings: list[Tensor], extrinsics: Tensor, fov: Tensor, log_scale: Tensor | None = None
+    encodings: list[Tensor], extrinsics: Tensor, fov: Tensor, log_scale: Tensor
 ) -> dict[str, Tensor]:
     """Rotation (chordal), translation (relative to distance) and field-of-view errors over the head's iterations.
 
-    With the logarithm [N] of the scale of each view's rotation error, the rotation loss is the negative logarithm of a
-    Laplace likelihood.
+    The rotation loss is the negative logarithm of a Laplace likelihood; log_scale [N]: the logarithm of its scale in
+    each view.
     """
     distance = extrinsics[:, :3, 3].norm(dim=1, keepdim=True)
     totals = {"rotation": 0.0, "translation": 0.0, "fov": 0.0}
@@ -55,7 +55,7 @@ def camera_losses(
         flat = encoding.float().reshape(-1, 9)
         chord = (quaternion_to_matrix(flat[:, 3:7]) - extrinsics[:, :3, :3]).square().sum((1, 2))
         error = (chord + 1e-4).sqrt()
-        totals["rotation"] += weight * (error if log_scale is None else error * (-log_scale).exp() + log_scale).mean()
+        totals["rotation"] += weight * (error * (-log_scale).exp() + log_scale).mean()
         totals["translation"] += weight * ((flat[:, :3] - extrinsics[:, :3, 3]) / distance).abs().sum(1).mean()
         totals["fov"] += weight * (flat[:, 7:] - fov[:, None]).abs().mean()
     return totals

@@ -1,4 +1,4 @@
-"""Reading settings files of strangers, and writing a file so that nobody ever sees half of it."""
+"""Reading JSON files of strangers, and writing a file so that nobody ever sees half of it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from trellis.errors import InputError
-
-_MAX_JSON_BYTES = 2**20
 
 
 @contextmanager
@@ -35,13 +33,29 @@ def replacing(path: str | PathLike[str]) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object of at most a megabyte; InputError otherwise."""
+def read_json(file: Path, kind: str, limit: int = 2**20) -> Any:
+    """What a JSON file of at most `limit` bytes holds.
+
+    kind: what it should be, for messages ("a record of a run").
+
+    Raises InputError, one sentence, whatever the file holds.
+    """
     try:
-        text = file.read_bytes()
-        value = json.loads(text) if len(text) <= _MAX_JSON_BYTES else None
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"The configuration {file.name} cannot be read: {error}.") from error
+        with file.open("rb") as stream:
+            text = stream.read(limit + 1)
+        value = json.loads(text) if len(text) <= limit else None
+    except OSError as error:
+        raise InputError(f"'{file.name}' cannot be read: {error.strerror or error}.") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"'{file.name}' is not {kind}: it is not valid JSON.") from error
+    if len(text) > limit:
+        raise InputError(f"'{file.name}' is not {kind}: it has more than {limit >> 20} MB.")
+    return value
+
+
+def read_configuration(file: Path) -> dict[str, Any]:
+    """The JSON object that describes a network or a pipeline. Raises InputError."""
+    value = read_json(file, "a configuration")
     if not isinstance(value, dict):
-        raise InputError(f"The configuration {file.name} is not a JSON object of at most one megabyte.")
+        raise InputError(f"'{file.name}' is not a configuration: it is not a JSON object.")
     return value

@@ -28,7 +28,7 @@ from torch.overrides import TorchFunctionMode
 
 from trellis import models
 from trellis.errors import InputError
-from trellis.files import read_json
+from trellis.files import read_configuration
 from trellis.pipelines.hub import MINI_HINT, hub_file, torch_hub_file
 from trellis.pipelines.published import LICENCES, TORCH_HUB_ENCODERS, VGGT_REPOSITORY
 from trellis.pipelines.quantisation import dequantise
@@ -126,7 +126,7 @@ class Checkpoint:
         self.folder = folder if (folder / "pipeline.json").is_file() else None
         if self.folder is None and folder.is_dir():
             raise InputError(f"The folder '{self.name}' holds no pipeline.json, so it is no checkpoint; {MINI_HINT}.")
-        config = read_json(self._file("pipeline.json"))
+        config = read_configuration(self._file("pipeline.json"))
         self.args: dict[str, Any] = _member(config, "args", dict, "pipeline.json")
         self.licence = config.get("licence")
         if not (self.licence is None or (isinstance(self.licence, str) and len(self.licence) <= 200)):
@@ -194,7 +194,7 @@ class Checkpoint:
         else:
             repository = "/".join(_checked_stem(stem).parts)
             files = hub_file(repository, "config.json"), hub_file(repository, "model.safetensors")
-        args = read_json(files[0])
+        args = read_configuration(files[0])
         known = inspect.signature(models.VGGT).parameters
         ignored = sorted(set(args) - set(known))
         if ignored:
@@ -219,7 +219,7 @@ class Checkpoint:
 
     def _load_stem(self, stem: str, key: str, expected_class: str | None = None) -> nn.Module:
         config_file, weights_file = self._pair(stem)
-        config = read_json(config_file)
+        config = read_configuration(config_file)
         class_name = _member(config, "name", str, config_file.name)
         if expected_class not in (None, class_name):
             raise InputError(f"{config_file.name} describes a {class_name}, but {key} must be a {expected_class}.")
