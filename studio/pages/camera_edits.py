@@ -41,6 +41,18 @@ def cameras_of_act(data: dict[str, Any], names: Sequence[str]) -> list[ViewCamer
     ]
 
 
+def is_newest(session: Session, data: dict[str, Any]) -> bool:
+    """Whether what the editor sent is later than all that it sent before; an earlier message may arrive after it."""
+    try:
+        at = float(data["at"])
+    except (KeyError, TypeError, ValueError):
+        return False
+    newest = at >= session.edited_at
+    if newest:
+        session.edited_at = at
+    return newest
+
+
 def keep(session: Session, ids: Sequence[str], cameras: Sequence[ViewCamera | None]) -> None:
     """Remember them for photographs by their ids, the first of which is the front that they were set for."""
     session.edited = {id: camera for id, camera in zip(ids, cameras, strict=True) if camera is not None}

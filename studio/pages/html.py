@@ -37,13 +37,16 @@ def on_act(component: gr.HTML, function: Callable[..., Any], inputs: Any, output
     """Call `function(request, data, *inputs)` when something with data-act is clicked in a `live` component.
 
     data: the element's data attributes, {"act": "remove", "id": "..."}; strings that anybody may have made up.
+    Clicks in quick succession are all heard, while Gradio would drop one that comes before the last is answered; they
+    may be heard in another order.
     """
 
     def heard(request: gr.Request, event: gr.EventData, *values: Any) -> Any:
         data = event._data if isinstance(event._data, dict) else {}
         return function(request, {str(key): value for key, value in data.items()}, *values)
 
-    return component.select(heard, inputs, outputs, show_progress="hidden", api_visibility="private", **options)
+    quiet = {"show_progress": "hidden", "api_visibility": "private", "trigger_mode": "multiple"}
+    return component.select(heard, inputs, outputs, **quiet, **options)
 
 
 def scroll_to(id: str) -> str:

@@ -42,7 +42,8 @@ class Session:
         preset, settings: those asked for last.
         shown: the run on the Reconstruct page; coming: the one that is being made, None while only cameras are sought.
         cameras: those found last, camera_folder: the key of their pictures, camera_photos: ids of their photographs.
-        edited: cameras set by hand, by the ids of their photographs; edited_front: the first photograph then.
+        edited: cameras set by hand, by the ids of their photographs; edited_front: the first photograph then;
+            edited_at: the time of the latest edit by the browser's clock, in ms.
         run_photos: ids of the photographs of each run, by its key; run_edited: the cameras set by hand for the run that
             is shown and not used yet, one per view.
         sheet: key of the files of the latest comparison.
@@ -64,6 +65,7 @@ class Session:
     camera_photos: list[str] = field(default_factory=list)
     edited: dict[str, ViewCamera] = field(default_factory=dict)
     edited_front: str = ""
+    edited_at: float = 0.0
     run_photos: dict[str, list[str]] = field(default_factory=dict)
     run_edited: list[ViewCamera | None] | None = None
     sheet: str | None = None

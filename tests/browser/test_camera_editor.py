@@ -141,7 +141,7 @@ def _correct_before_there_is_a_model(page) -> float:
     assert editor.value("fov") < 120 and editor.edited() == []
     page.evaluate(
         """document.querySelector('#cameras studio-camera-editor').dispatchEvent(new CustomEvent('act', {bubbles: true,
-        detail: {act: 'cameras', frames: '[{"w": 1, "h": 1, "fl_x": NaN}, null, null, null]'}}))"""
+        detail: {act: 'cameras', frames: '[{"w": 1, "h": 1, "fl_x": NaN}, null, null, null]', at: `${Date.now()}`}}))"""
     )
     page.wait_for_selector(".status.stopped >> text=needs a finite number as fl_x", timeout=WAIT)
     editor.set("azimuth", found + 12)

@@ -41,8 +41,9 @@ def test_photos_are_ordered_removed_masked_and_looked_at(page, photos, tmp_path)
 
     page.click("#strip li:nth-child(2) [data-act=left]")
     page.wait_for_function(f"{names}[0] === 'photo-1.png'", timeout=WAIT)
-    page.click("#strip li:nth-child(3) [data-act=remove]")
-    wait_for_photos(page, 3)
+    # Faster than the first click is answered.
+    page.evaluate("document.querySelectorAll('#strip li:nth-child(n+3) [data-act=remove]').forEach((it) => it.click())")
+    wait_for_photos(page, 2)
 
     page.click("#strip li:nth-child(1) [data-act=mask]")
     page.wait_for_selector("studio-mask[data-state=ready]", timeout=WAIT)
@@ -51,7 +52,7 @@ def test_photos_are_ordered_removed_masked_and_looked_at(page, photos, tmp_path)
     assert ImageChops.difference(before, picture(page, "studio-mask canvas")).getbbox() is not None
     page.click("studio-mask .mask-apply")
     page.wait_for_selector("#strip li:nth-child(1) .badge >> text=Masked", timeout=WAIT)
-    wait_for_photos(page, 3)
+    wait_for_photos(page, 2)
     page.click("#strip [data-act=clear]")
     wait_for_photos(page, 0)
 

@@ -246,6 +246,14 @@ def test_cameras_set_by_hand_are_taken_only_if_they_are_some_and_stand_around_th
     assert [view.camera for view in camera_edits.views_of(session)] == [None, None]
 
 
+def test_an_edit_that_arrives_after_a_later_one_changes_nothing():
+    session = Sessions().attach("page", None)
+    assert camera_edits.is_newest(session, {"at": "2000"}) and camera_edits.is_newest(session, {"at": "2000"})
+    for late in ({"at": "1999"}, {"at": "nan"}, {"at": "soon"}, {"at": None}, {}):
+        assert not camera_edits.is_newest(session, late)
+    assert camera_edits.is_newest(session, {"at": "2001"})
+
+
 def test_the_environment_decides_how_the_studio_is_hosted():
     assert hosting({}) == Hosting()
     found = hosting({"RECONSTUDIO_LOGIN": "ann:x, bob:y:z", "RECONSTUDIO_QUEUE": "3", "RECONSTUDIO_KEEP": "60"})

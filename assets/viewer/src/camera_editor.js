@@ -5,7 +5,9 @@
 //   found    JSON: per photograph the frame that was found, null where it is that of the viewer's transforms.json
 //   edited   JSON: per photograph the frame that was set by hand, or null
 //
-// Whenever a camera has been set it sends the event "act" with {act: "cameras", frames: JSON}, shaped like `edited`.
+// Whenever a camera has been set it sends the event "act" with {act: "cameras", frames: JSON, at: milliseconds}, frames
+// shaped like `edited`. Elements of the section with data-act send the same two along: whoever hears them hears of every
+// camera set before, in whatever order the messages arrive.
 // Elements of the section with data-edit="2" choose a photograph (the third). The picture shows the photograph with the
 // outline of what its camera sees: the model, or the room that the other photographs leave for it.
 import { colorOfTrust } from './frusta.js';
@@ -23,7 +25,11 @@ export class CameraEditor extends HTMLElement {
     this.viewer = this.section.querySelector('studio-viewer');
     this.dataset.state = 'loading';
     this.index = 0;
-    this.section.addEventListener('click', (event) => this.chosenOutside(event.target.closest('[data-edit]')));
+    this.section.addEventListener('click', ({ target }) => {
+      this.chosenOutside(target.closest('[data-edit]'));
+      const act = target.closest('[data-act]');
+      if (act && this.dataset.state === 'ready') Object.assign(act.dataset, this.message());
+    });
     const begin = () => this.begin().catch((error) => {
       this.dataset.state = 'failed';
       this.textContent = `The cameras cannot be edited: ${error.message || error}`;
@@ -241,8 +247,11 @@ export class CameraEditor extends HTMLElement {
   tell() {
     this.markEdited();
     this.remember();
-    const frames = JSON.stringify(this.edited());
-    this.dispatchEvent(new CustomEvent('act', { bubbles: true, detail: { act: 'cameras', frames } }));
+    this.dispatchEvent(new CustomEvent('act', { bubbles: true, detail: { act: 'cameras', ...this.message() } }));
+  }
+
+  message() {
+    return { frames: JSON.stringify(this.edited()), at: String(Date.now()) };
   }
 
   /** What else in the section depends on the cameras: the numbers of edited photographs, colours, trust. */
