@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from trellis.export.surface import Surface
-from trellis.export.topology import EdgeTable, pieces, position_ids
+from trellis.export.topology import EdgeTable, pieces
 from trellis.renderers.numba_runtime import exclusive, kernel
 
 _SMOOTHING = 4  # rounds in which a face joins the direction of most of its neighbours
@@ -32,7 +32,7 @@ def box_charts(surface: Surface, texture_size: int, padding: int) -> Charts:
     """
     axis, sign = _directions(surface)
     planar = _flattened(surface, axis, sign)
-    edges = EdgeTable.build(position_ids(surface.vertices)[surface.faces])
+    edges = EdgeTable.welded(surface)
     labels = _connected(edges, axis * 2 + (sign > 0))
     middle = surface.corner_positions().mean(axis=1)
     depth = middle[np.arange(len(axis)), axis]
@@ -52,7 +52,7 @@ def _directions(surface: Surface) -> tuple[np.ndarray, np.ndarray]:
     """Axis [F] in 0..2 and sign [F] that each face looks along, after a few rounds of majority among neighbours."""
     normals = surface.face_vectors()
     normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-30)
-    edges = EdgeTable.build(position_ids(surface.vertices)[surface.faces])
+    edges = EdgeTable.welded(surface)
     links = edges.adjacency().astype(np.float32)
     score = np.concatenate([normals, -normals], axis=1)
     choice = score.argmax(axis=1)

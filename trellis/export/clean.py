@@ -21,6 +21,7 @@ from trellis.export.surface import Surface
 from trellis.export.topology import EdgeTable, flips_to_agree, pieces, position_ids, row_ids
 from trellis.export.views import surround
 from trellis.export.visibility import count_sightings
+from trellis.renderers.numba_runtime import exclusive, kernel
 
 _LAYERS = 40  # of surface behind a pixel, on average; an object with an inner wall has two to four
 _LEAST_RESOLUTION = 64
@@ -82,17 +83,14 @@ def drop_broken_faces(surface: Surface) -> Surface:
         InputError: no face is left.
     """
     faces = _finite_faces(surface)
-    ids = position_ids(surface.vertices)[faces]
-    distinct = (ids[:, 0] != ids[:, 1]) & (ids[:, 1] != ids[:, 2]) & (ids[:, 2] != ids[:, 0])
-    faces, ids = faces[distinct], ids[distinct]
-    if len(faces):
-        low, high = (fold(fold(ids[:, 0], ids[:, 1]), ids[:, 2]) for fold in (np.minimum, np.maximum))
-        numbers = row_ids(np.stack([low, ids.sum(axis=1, dtype=np.int32) - low - high, high], axis=1))
-        faces = faces[np.diff(np.maximum.accumulate(numbers), prepend=-1) > 0]  # they follow the first appearances
-        faces = faces[Surface(surface.vertices, faces).face_areas() > 0]
-    if len(faces) == 0:
+    a, b, c = np.ascontiguousarray(position_ids(surface.vertices)[faces].T)
+    low, high = np.minimum(np.minimum(a, b), c), np.maximum(np.maximum(a, b), c)
+    numbers = row_ids(np.stack([low, a + b + c - low - high, high], axis=1))
+    first = np.diff(np.maximum.accumulate(numbers), prepend=-1) > 0  # they follow the first appearances
+    keep = first & (a != b) & (b != c) & (c != a) & (Surface(surface.vertices, faces).face_areas() > 0)
+    if not keep.any():
         raise InputError("No triangle of the mesh has an area and finite corners, so there is nothing to export.")
-    return surface.with_faces(faces)
+    return surface.with_faces(faces if keep.all() else faces[keep])
 
 
 def _finite_faces(surface: Surface) -> np.ndarray:
@@ -140,16 +138,26 @@ def reduced(surface: Surface, max_faces: int) -> Surface:
 
 def drop_specks(surface: Surface, speck_size: float) -> Surface:
     """Without separate pieces whose bounding-box diagonal is below `speck_size` times that of the whole."""
-    number, labels = pieces(_edges(surface))
+    number, labels = pieces(EdgeTable.welded(surface))
     if number == 1:
         return surface
-    order = np.argsort(labels, kind="stable")
-    starts = np.searchsorted(labels[order], np.arange(number))
-    corners = [surface.vertices[surface.faces[order, k]] for k in range(3)]
-    high = np.maximum.reduceat(np.maximum(np.maximum(corners[0], corners[1]), corners[2]), starts, axis=0)
-    low = np.minimum.reduceat(np.minimum(np.minimum(corners[0], corners[1]), corners[2]), starts, axis=0)
+    low = np.full((number, 3), np.inf, dtype=np.float32)
+    high = -low
+    with exclusive():
+        _bounds(surface.vertices, surface.faces, labels, low, high)
     diagonals = np.linalg.norm(high - low, axis=1)
     return surface.select_faces((diagonals >= min(speck_size, 1) * diagonals.max())[labels])
+
+
+@kernel
+def _bounds(vertices, faces, labels, low, high):
+    """Lower `low` and raise `high` [pieces, 3] to the bounding boxes of the faces with each label [F]."""
+    for face in range(len(faces)):
+        piece = labels[face]
+        for k in range(3):
+            for axis in range(3):
+                place = vertices[faces[face, k], axis]
+                low[piece, axis], high[piece, axis] = min(low[piece, axis], place), max(high[piece, axis], place)
 
 
 def drop_hidden(surface: Surface, options: CleanOptions, device: torch.device | str = "cpu") -> Surface:
@@ -159,7 +167,7 @@ def drop_hidden(surface: Surface, options: CleanOptions, device: torch.device | 
     often are divided from those that are never seen by a minimum cut (`hidden.cut_between`), and what lies behind the
     cut goes if it is large against the lid that would close it (`hidden.behind_necks`).
     """
-    edges = _edges(surface)
+    edges = EdgeTable.welded(surface)
     flip = flips_to_agree(edges)
     surface = Surface(surface.vertices, _reversed_where(flip, surface.faces), surface.colors)
     areas = surface.face_areas()
@@ -194,7 +202,3 @@ def _affordable(resolution: int, surface: Surface, areas: np.ndarray) -> int:
 
 def _reversed_where(flip: np.ndarray, faces: np.ndarray) -> np.ndarray:
     return np.where(flip[:, None], faces[:, ::-1], faces) if flip.any() else faces
-
-
-def _edges(surface: Surface) -> EdgeTable:
-    return EdgeTable.build(position_ids(surface.vertices)[surface.faces])

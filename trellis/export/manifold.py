@@ -21,25 +21,21 @@ def make_manifold(surface: Surface) -> Surface:
     by a hair (the cutting of Gueziec et al. 2001). A pair that hangs together around both ends of its edge all the same
     gets the edge halved at a point of its own. Single faces and backs of faces that this leaves on their own go.
     """
-    edges = _edges(surface)
+    edges = EdgeTable.welded(surface)
     if (edges.uses > 2).any():
         surface = _without_scraps(*_cut_at_corners(surface))
         for _ in range(_ROUNDS):
             surface, changed = _halve_edges(surface)
             if not changed:
                 break
-        edges = _edges(surface)
+        edges = EdgeTable.welded(surface)
     flip = flips_to_agree(edges)
     return surface.with_faces(np.where(flip[:, None], surface.faces[:, ::-1], surface.faces)) if flip.any() else surface
 
 
-def _edges(surface: Surface) -> EdgeTable:
-    return EdgeTable.build(position_ids(surface.vertices)[surface.faces])
-
-
 def _without_scraps(surface: Surface, cut: np.ndarray) -> Surface:
     """Without pieces of one or two faces that are all among those `cut` [F]."""
-    labels = pieces(_edges(surface))[1]
+    labels = pieces(EdgeTable.welded(surface))[1]
     scrap = (np.bincount(labels) <= 2) & (np.bincount(labels, ~cut) == 0)
     return surface if scrap.all() or not scrap.any() else surface.select_faces(~scrap[labels])
 

@@ -11,7 +11,7 @@ from trellis.export.distance import sample_surface
 from trellis.export.holes import fill_small_holes
 from trellis.export.manifold import make_manifold
 from trellis.export.surface import Surface
-from trellis.export.topology import EdgeTable, position_ids
+from trellis.export.topology import EdgeTable
 from trellis.representations.flexicubes import flexicubes
 
 _ROUNDS = 3
@@ -20,7 +20,7 @@ _SAMPLES_PER_CELL = 12  # sides of a cell are met this often on average; gaps ar
 
 def is_watertight(surface: Surface) -> bool:
     """Whether every edge joins exactly two faces that wind alike, so that the surface bounds a volume."""
-    return EdgeTable.build(position_ids(surface.vertices)[surface.faces]).closed
+    return EdgeTable.welded(surface).closed
 
 
 def make_watertight(surface: Surface, resolution: int = 160) -> Surface:

@@ -34,11 +34,10 @@ class Surface:
 
     def with_faces(self, faces: np.ndarray) -> Surface:
         """Other faces [K, 3] over the same vertices; unreferenced vertices are removed, their order is kept."""
-        used = np.zeros(len(self.vertices), dtype=bool)
-        used[faces] = True
-        renumbered = (np.cumsum(used) - 1).astype(np.int32)
+        with exclusive():
+            used, renumbered = _renumbered(np.ascontiguousarray(faces, dtype=np.int32), len(self.vertices))
         colors = None if self.colors is None else self.colors[used]
-        return Surface(self.vertices[used], renumbered[faces], colors)
+        return Surface(self.vertices[used], renumbered, colors)
 
     def corner_positions(self) -> np.ndarray:
         """[F, 3, 3] float64: the three corners of every face (double, because they get subtracted)."""
@@ -73,8 +72,10 @@ class Surface:
 
     def bounding_sphere(self) -> tuple[np.ndarray, float]:
         """Centre [3] and radius of the sphere around the middle of the bounding box (not the smallest one)."""
-        center = 0.5 * (self.vertices.min(axis=0) + self.vertices.max(axis=0)).astype(np.float64)
-        return center, float(np.linalg.norm(self.vertices - center, axis=1).max())
+        x, y, z = axes = np.ascontiguousarray(self.vertices.T)  # numpy is slow to reduce along rows of three
+        center = 0.5 * (axes.min(axis=1) + axes.max(axis=1)).astype(np.float64)
+        squared = (x - center[0]) ** 2 + (y - center[1]) ** 2 + (z - center[2]) ** 2
+        return center, float(np.sqrt(squared.max()))
 
 
 def surface_of(mesh: Any) -> Surface:
@@ -110,6 +111,26 @@ def surface_of(mesh: Any) -> Surface:
         if colors.shape != vertices.shape:
             raise InputError(f"Vertex colours must be [{len(vertices)}, 3], but came as {list(colors.shape)}.")
     return Surface(vertices, faces.astype(np.int32), colors)
+
+
+@kernel
+def _renumbered(faces, count):
+    """Which of `count` vertices faces [K, 3] use, in their order, and the faces over these alone."""
+    number = np.zeros(count, dtype=np.int32)
+    for face in range(len(faces)):
+        for k in range(3):
+            number[faces[face, k]] = 1
+    used = np.empty(number.sum(), dtype=np.int64)
+    found = 0
+    for vertex in range(count):
+        if number[vertex]:
+            used[found], number[vertex] = vertex, found
+            found += 1
+    renumbered = np.empty_like(faces)
+    for face in range(len(faces)):
+        for k in range(3):
+            renumbered[face, k] = number[faces[face, k]]
+    return used, renumbered
 
 
 @kernel

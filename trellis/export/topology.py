@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import sparse
 from scipy.sparse import csgraph
 
 from trellis.renderers.numba_runtime import exclusive, kernel
+
+if TYPE_CHECKING:
+    from trellis.export.surface import Surface
 
 
 def position_ids(vertices: np.ndarray) -> np.ndarray:
@@ -59,12 +63,12 @@ class EdgeTable:
     """Every half edge of a mesh, and the pairs of faces that meet along an edge.
 
     Attributes:
-        pairs: [P, 2] int64 face indices sharing an edge; k faces on one edge give k - 1 pairs, of faces that run along
+        pairs: [P, 2] int32 face indices sharing an edge; k faces on one edge give k - 1 pairs, of faces that run along
             it in opposite directions as long as there are such.
         flipped: [P] bool, whether the two faces run along their edge in the same direction (opposite winding).
         boundary: [B, 2] int32 directed edges that belong to one face only, in the direction of that face.
-        boundary_faces: [B] int64, that face.
-        uses: [E] int64, how many faces each edge has.
+        boundary_faces: [B] int32, that face.
+        uses: [E] int32, how many faces each edge has.
         num_faces: number of faces.
     """
 
@@ -77,22 +81,23 @@ class EdgeTable:
 
     @classmethod
     def build(cls, faces: np.ndarray) -> EdgeTable:
-        """From faces [F, 3]. Give welded indices (`position_ids(vertices)[faces]`) to see through colour seams."""
+        """From faces [F, 3] alone: faces meet where they share the numbers of two vertices."""
         order, starts, forward = half_edges_by_edge(faces)
+        with exclusive():
+            pairs, flipped = _pairs_on_edges(order, starts, forward)
         uses = np.diff(starts)
         lonely = order[starts[:-1][uses == 1]]
-        first = np.delete(np.arange(len(order)), starts[1:] - 1) if len(order) else order
-        first, second = order[first], order[first + 1]
-        corner = lonely % 3
-        boundary = np.stack([faces[lonely // 3, corner], faces[lonely // 3, (corner + 1) % 3]], axis=1)
-        return cls(
-            np.stack([first // 3, second // 3], axis=1),
-            forward[first] == forward[second],
-            boundary,
-            lonely // 3,
-            uses,
-            len(faces),
-        )
+        owner, corner = lonely // 3, lonely % 3
+        boundary = np.stack([faces[owner, corner], faces[owner, (corner + 1) % 3]], axis=1)
+        return cls(pairs, flipped, boundary, owner, uses, len(faces))
+
+    @classmethod
+    def welded(cls, surface: Surface) -> EdgeTable:
+        """Of a surface, through its seams: faces meet where their vertices are at the same places.
+
+        Vertices in `boundary` are then numbered as by `position_ids`.
+        """
+        return cls.build(position_ids(surface.vertices)[surface.faces])
 
     @property
     def closed(self) -> bool:
@@ -107,13 +112,20 @@ class EdgeTable:
 
     def grow(self, mask: np.ndarray, rings: int) -> np.ndarray:
         """A face mask [F] grown by `rings` neighbours."""
-        mask = mask.copy()
-        a, b = self.pairs.T
         for _ in range(rings):
-            touched_a, touched_b = a[mask[b]], b[mask[a]]
-            mask[touched_a] = True
-            mask[touched_b] = True
+            grown = mask.copy()
+            with exclusive():
+                _reach_over(self.pairs, mask, grown)
+            mask = grown
         return mask
+
+
+@kernel
+def _reach_over(pairs, mask, grown):
+    for i in range(len(pairs)):
+        a, b = pairs[i, 0], pairs[i, 1]
+        grown[a] |= mask[b]
+        grown[b] |= mask[a]
 
 
 def pieces(edges: EdgeTable, among: np.ndarray | None = None) -> tuple[int, np.ndarray]:
@@ -213,8 +225,8 @@ def half_edges_by_edge(faces: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nd
     """Half edges 3 f + k (from corner k of face f to the next one) of faces [F, 3], sorted by the edge they lie on.
 
     Returns:
-        order: int64 [3F]; within an edge, directions alternate as long as both are left.
-        starts: int64 [E + 1], where in `order` each edge begins.
+        order: int32 [3F]; within an edge, directions alternate as long as both are left.
+        starts: int32 [E + 1], where in `order` each edge begins.
         forward: bool [3F], by half edge: whether it runs from the lower to the higher vertex.
     """
     with exclusive():
@@ -223,45 +235,47 @@ def half_edges_by_edge(faces: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nd
 
 @kernel
 def _sorted_half_edges(faces):
+    """By counting the lower vertices; among the half edges of each by (higher vertex, half edge) as one number."""
     count = 3 * len(faces)
     vertices = 0
     for f in range(len(faces)):
         vertices = max(vertices, faces[f, 0], faces[f, 1], faces[f, 2])
-    low = np.empty(count, dtype=np.int32)
-    high = np.empty(count, dtype=np.int32)
-    forward = np.empty(count, dtype=np.bool_)
     bucket = np.zeros(vertices + 3, dtype=np.int64)
-    for h in range(count):
-        a, b = faces[h // 3, h % 3], faces[h // 3, (h + 1) % 3]
-        low[h], high[h], forward[h] = min(a, b), max(a, b), a < b
-        bucket[low[h] + 2] += 1
+    for f in range(len(faces)):
+        for k in range(3):
+            bucket[min(faces[f, k], faces[f, (k + 1) % 3]) + 2] += 1
     for v in range(vertices + 2):
         bucket[v + 1] += bucket[v]
-    order = np.empty(count, dtype=np.int64)
-    for h in range(count):
-        position = bucket[low[h] + 1]
-        bucket[low[h] + 1] = position + 1
-        order[position] = h
-    starts = np.empty(count + 1, dtype=np.int64)
+    keys = np.empty(count, dtype=np.int64)
+    forward = np.empty(count, dtype=np.bool_)
+    for f in range(len(faces)):
+        for k in range(3):
+            a, b = faces[f, k], faces[f, (k + 1) % 3]
+            slot = min(a, b) + 1
+            keys[bucket[slot]] = np.int64(max(a, b)) << 32 | (3 * f + k)
+            bucket[slot] += 1
+            forward[3 * f + k] = a < b
+    order = np.empty(count, dtype=np.int32)
+    starts = np.empty(count + 1, dtype=np.int32)
     edges = 0
     for v in range(vertices + 1):
         first, last = bucket[v], bucket[v + 1]
         if last - first > 64:  # a hub of thousands of faces; sorting by insertion would take its square
-            inside = order[first:last]
-            order[first:last] = inside[np.argsort(high[inside], kind="mergesort")]
+            keys[first:last].sort()
         else:
             for i in range(first + 1, last):
-                h, j = order[i], i
-                while j > first and high[order[j - 1]] > high[h]:
-                    order[j] = order[j - 1]
+                key, j = keys[i], i
+                while j > first and keys[j - 1] > key:
+                    keys[j] = keys[j - 1]
                     j -= 1
-                order[j] = h
+                keys[j] = key
         i = first
         while i < last:
             starts[edges] = i
             edges += 1
-            end = i + 1
-            while end < last and high[order[end]] == high[order[i]]:
+            end = i
+            while end < last and keys[end] >> 32 == keys[i] >> 32:
+                order[end] = keys[end] & 0xFFFFFFFF
                 end += 1
             for j in range(i + 1, end):
                 if forward[order[j]] == forward[order[j - 1]]:
@@ -272,3 +286,18 @@ def _sorted_half_edges(faces):
             i = end
     starts[edges] = count
     return order, starts[: edges + 1], forward
+
+
+@kernel
+def _pairs_on_edges(order, starts, forward):
+    """`EdgeTable.pairs` and `EdgeTable.flipped`: of half edges that follow each other on one edge."""
+    count = len(order) - (len(starts) - 1)
+    pairs = np.empty((count, 2), dtype=np.int32)
+    flipped = np.empty(count, dtype=np.bool_)
+    i = 0
+    for edge in range(len(starts) - 1):
+        for j in range(starts[edge], starts[edge + 1] - 1):
+            pairs[i, 0], pairs[i, 1] = order[j] // 3, order[j + 1] // 3
+            flipped[i] = forward[order[j]] == forward[order[j + 1]]
+            i += 1
+    return pairs, flipped

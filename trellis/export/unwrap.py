@@ -17,7 +17,7 @@ from scipy import sparse
 from trellis.errors import InputError
 from trellis.export.box_charts import box_charts
 from trellis.export.surface import Surface
-from trellis.export.topology import EdgeTable, pieces, position_ids
+from trellis.export.topology import EdgeTable, pieces
 
 _PACKED_SHARE = 0.77  # of the texture's side: xatlas overshoots the side that it is given by about this much
 _PART_FACES = 2500  # at least, of a part that xatlas cuts into charts on a core of its own
@@ -110,7 +110,7 @@ def unwrap(surface: Surface, texture_size: int = 1024, options: UnwrapOptions | 
 
 
 def _unwrap(surface: Surface, texture_size: int, grid: int, padding: int, options: UnwrapOptions) -> Atlas:
-    soup = pieces(EdgeTable.build(position_ids(surface.vertices)[surface.faces]))[0] > _MAX_PIECES
+    soup = pieces(EdgeTable.welded(surface))[0] > _MAX_PIECES
     answer = None if soup else _run_xatlas(taubin_smooth(surface, options.smooth_steps), grid, options)
     if answer is None:
         charts = box_charts(surface, texture_size, padding)
