@@ -172,7 +172,7 @@ def _steps(mesh, gaussian, size: int, options: ExportOptions, device, table: _Ta
         note(f"{len(views)} at {options.view_resolution} px, by {backends.name_of('gaussian_splatting', device)}")
     with table.timed("bake") as note:
         baked_size = resolved_size(atlas, cameras, size)
-        texels, system = texels_of(atlas, baked_size, device), TextureSystem(atlas, baked_size)
+        texels, system = texels_of(atlas, baked_size, device), TextureSystem(atlas, baked_size, device)
         colors, shown = bake_views(atlas, texels, cameras, views, system=system, device=device)
         averaged = paint(texels, colors)
         note(f"{shown:.1%} of the texels shown, texture of {baked_size}")

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from trellis.export.gutter import dilate
 from trellis.export.surface import Surface
-from trellis.export.texels import dilate, texels_of
+from trellis.export.texels import texels_of
 from trellis.export.unwrap import Atlas
 from trellis.export.views import FOV, Looker, View, gaussian_views, surround
 from trellis.export.visibility import count_sightings

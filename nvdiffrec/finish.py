@@ -11,7 +11,8 @@ from torch import Tensor
 
 from nvdiffrec.asset import Asset
 from nvdiffrec.material import Material
-from trellis.export.texels import dilate, texels_of
+from trellis.export.gutter import dilate
+from trellis.export.texels import texels_of
 
 _UNTOUCHED = 1e-6  # a texel that no gradient reached has not moved at all
 _NEIGHBOURS = 8  # texels on the surface whose change is continued into what was not seen
@@ -40,7 +41,7 @@ def finish(asset: Asset, start: Asset) -> Asset:
     known[texels.rows, texels.columns] = True
     stack = asset.material.stack.clone()
     stack[:5, rows, columns] = new.T
-    stack = torch.from_numpy(np.ascontiguousarray(dilate(stack.permute(1, 2, 0).numpy(), known))).permute(2, 0, 1)
+    stack = torch.from_numpy(dilate(stack.permute(1, 2, 0).numpy(), known)).permute(2, 0, 1)
     normal = None if asset.material.normal is None else stack[5:].contiguous()
     return replace(asset, material=Material(stack[:3].contiguous(), stack[3:5].contiguous(), normal))
 

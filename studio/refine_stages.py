@@ -37,7 +37,7 @@ from studio.inputs import BadViewsError, View
 from studio.refine_settings import RefineSettings
 from studio.stages import Stage
 from trellis.errors import InputError
-from trellis.export.texels import dilate
+from trellis.export.gutter import dilate
 from trellis.pipelines.image_preparation import cut_out, has_usable_alpha
 from trellis.pipelines.trellis_vggt_to_3d import TrellisVGGTTo3DPipeline
 from trellis.renderers.cameras import Cameras

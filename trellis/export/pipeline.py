@@ -16,12 +16,13 @@ from trellis.errors import InputError
 from trellis.export.bake import bake_views
 from trellis.export.clean import CleanOptions, clean
 from trellis.export.gltf import TexturedMesh
+from trellis.export.gutter import dilate
 from trellis.export.photographs import Photographs, blend_photographs
 from trellis.export.simplify import simplify as simplify_surface
 from trellis.export.solid import make_watertight
 from trellis.export.solve import TextureSystem
 from trellis.export.surface import Surface, surface_of
-from trellis.export.texels import dilate, paint, texels_of
+from trellis.export.texels import paint, texels_of
 from trellis.export.unwrap import Atlas, UnwrapOptions, unwrap
 from trellis.export.views import View, gaussian_views, surface_views, surround
 from trellis.renderers.cameras import Cameras
@@ -162,7 +163,7 @@ def bake_texture(
     report("bake", 0, total)
     size = resolved_size(atlas, cameras, texture_size)
     texels = texels_of(atlas, size, device)
-    system = TextureSystem(atlas, size) if options.refine_steps else None
+    system = TextureSystem(atlas, size, device) if options.refine_steps else None
     colors, _ = bake_views(atlas, texels, cameras, views, lambda done: report("bake", done, total), system, device)
     texture = paint(texels, colors)
     if system is not None:

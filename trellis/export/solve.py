@@ -12,6 +12,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from trellis import backends
 from trellis.export.unwrap import Atlas
 from trellis.export.views import Hit
 from trellis.renderers.numba_runtime import exclusive, kernel, prange
@@ -26,16 +27,18 @@ _CONVERGED = 1e-4  # of the first residual's length
 class TextureSystem:
     """Normal equations of a square texture of `size` texels on an atlas.
 
-    Pictures are entered on the device that they are on, all on the same; the system is solved on the CPU.
+    Pictures are entered on `device`, or on the CPU if surfaces are rasterised there; the system is solved on the CPU,
+    and takes no further pictures then.
     """
 
-    def __init__(self, atlas: Atlas, size: int) -> None:
+    def __init__(self, atlas: Atlas, size: int, device: torch.device | str = "cpu") -> None:
+        device = backends.place("mesh_rasterisation", device)
         places = np.stack([atlas.uvs[:, 0] * size, (1 - atlas.uvs[:, 1]) * size], axis=1).astype(np.float32)
         arrays = atlas.faces, atlas.vertices, places, atlas.surface.face_normals()
-        self._surface = [torch.from_numpy(array) for array in arrays]
+        self._surface = [torch.from_numpy(array).to(device) for array in arrays]
         # Of a texel: its links to itself and to those right, below left, below and below right of it, and the sums of
         # its colour. Side by side, because a pixel scatters into all of them.
-        self._sums = torch.zeros(size, size, 8)
+        self._sums = torch.zeros(size, size, 8, device=device)
 
     @property
     def _entries(self) -> np.ndarray:
@@ -50,10 +53,8 @@ class TextureSystem:
             trusted: [H, W] float32, how far each pixel shows the surface.
             hit: what the camera sees of the atlas.
             center: [3] of the camera.
+            All on the device of the system.
         """
-        if self._sums.device != color.device:
-            self._sums = self._sums.to(color.device)
-            self._surface = [tensor.to(color.device) for tensor in self._surface]
         tensors = hit.face_ids, hit.barycentrics, *self._surface, center, color.contiguous(), trusted, self._sums
         if color.device.type != "cpu":
             accumulate_in_torch(*tensors)
@@ -71,32 +72,36 @@ class TextureSystem:
         result, unused = np.zeros_like(texture), np.zeros(len(texture))
         with exclusive():
             _apply(self._entries, np.float32(0), texture, result, unused)
-        return result - self._entries[..., 5:]
+        result -= self._entries[..., 5:]
+        return result
 
     def solve(self, start: np.ndarray, steps: int, on_step: Callable[[int], None] | None = None) -> np.ndarray:
         """The texture [S, S, 3] float32 in [0, 1] after at most `steps` conjugate-gradient steps from `start`.
 
         Texels that no pixel shows keep their colour. `on_step` is called with the number of steps done.
         """
-        entries, touched = self._entries, self.touched
-        if steps == 0 or not touched.any():
+        entries = self._entries
+        diagonal = entries[..., 0].copy()  # alone, because two of the three loops read nothing else of the entries
+        touched = diagonal[diagonal > 0]
+        if steps == 0 or len(touched) == 0:
             return start
-        anchor = np.float32(_ANCHOR * np.median(entries[..., 0][touched]))
-        residual = -self.gradient(start)
+        anchor = np.float32(_ANCHOR * np.median(touched))
+        residual = self.gradient(start)
+        np.negative(residual, out=residual)
         change, image, direction = np.zeros_like(start), np.zeros_like(start), np.zeros_like(start)
         partial = np.zeros(len(start))
         with exclusive():
-            _advance(entries, anchor, np.float32(0), direction, image, change, residual, partial)
+            _advance(diagonal, anchor, np.float32(0), direction, image, change, residual, partial)
             energy = first = partial.sum()
-            _turn(entries, anchor, np.float32(0), residual, direction)
+            _turn(diagonal, anchor, np.float32(0), residual, direction)
             for step in range(steps):
                 if energy <= _CONVERGED**2 * first:
                     break
                 _apply(entries, anchor, direction, image, partial)
                 length = np.float32(energy / partial.sum())
-                _advance(entries, anchor, length, direction, image, change, residual, partial)
+                _advance(diagonal, anchor, length, direction, image, change, residual, partial)
                 before, energy = energy, partial.sum()
-                _turn(entries, anchor, np.float32(energy / before), residual, direction)
+                _turn(diagonal, anchor, np.float32(energy / before), residual, direction)
                 if on_step is not None:
                     on_step(step + 1)
             result = np.empty_like(start)
@@ -224,32 +229,32 @@ def _apply(entries, anchor, texture, result, dots):
 
 
 @kernel(parallel=True)
-def _advance(entries, anchor, length, direction, image, change, residual, energies):
+def _advance(diagonal, anchor, length, direction, image, change, residual, energies):
     """A step along `direction`, and by row the energy of the residual, scaled by the diagonal, that is left."""
-    size = entries.shape[0]
+    size = len(diagonal)
     for row in prange(size):
         energy = 0.0
         for column in range(size):
-            diagonal = entries[row, column, 0]
-            if diagonal <= 0:
+            own = diagonal[row, column]
+            if own <= 0:
                 continue
             for k in range(3):
                 change[row, column, k] += length * direction[row, column, k]
                 residual[row, column, k] -= length * image[row, column, k]
-                energy += residual[row, column, k] ** 2 / (diagonal + anchor)
+                energy += residual[row, column, k] ** 2 / (own + anchor)
         energies[row] = energy
 
 
 @kernel(parallel=True)
-def _turn(entries, anchor, keep, residual, direction):
+def _turn(diagonal, anchor, keep, residual, direction):
     """The next direction: the scaled residual, plus `keep` of the last direction."""
-    size = entries.shape[0]
+    size = len(diagonal)
     for row in prange(size):
         for column in range(size):
-            diagonal = entries[row, column, 0]
-            if diagonal > 0:
+            own = diagonal[row, column]
+            if own > 0:
                 for k in range(3):
-                    step = residual[row, column, k] / (diagonal + anchor)
+                    step = residual[row, column, k] / (own + anchor)
                     direction[row, column, k] = step + keep * direction[row, column, k]
 
 

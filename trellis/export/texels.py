@@ -1,4 +1,4 @@
-"""The texels of an atlas: where each one lies on the surface, and how the rest of the image is filled."""
+"""The texels of an atlas: where each one lies on the surface, and the image that they make."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy import ndimage
 
 from trellis import backends
+from trellis.export.gutter import dilate
 from trellis.export.unwrap import Atlas
 from trellis.renderers import mesh_raster
 
@@ -50,9 +50,10 @@ def texels_of(atlas: Atlas, size: int, device: torch.device | str = "cpu") -> Te
     grid = mesh_raster.interpolate(vertices, points, faces, raster).cpu().numpy()
     ids = raster.face_ids.cpu().numpy().copy()
     _add_slivers(atlas, screen[:, :2], ids, grid)
-    rows, columns = np.nonzero(ids >= 0)
+    covered = np.flatnonzero(ids >= 0)
+    rows, columns = np.divmod(covered, size)
     normals = atlas.surface.face_normals()
-    return Texels(size, rows, columns, grid[rows, columns], normals[ids[rows, columns]])
+    return Texels(size, rows, columns, grid.reshape(-1, 3)[covered], normals[ids.reshape(-1)[covered]])
 
 
 def _add_slivers(atlas: Atlas, places: np.ndarray, ids: np.ndarray, positions: np.ndarray) -> None:
@@ -63,10 +64,10 @@ def _add_slivers(atlas: Atlas, places: np.ndarray, ids: np.ndarray, positions: n
     size = len(ids)
     corners, texel_corners = atlas.vertices[atlas.faces], places[atlas.faces]
     for weights in _SPREAD:
-        column, row = np.floor(weights @ texel_corners).astype(np.int64).clip(0, size - 1).T
+        column, row = np.floor(np.einsum("k,fkc->fc", weights, texel_corners)).astype(np.int64).clip(0, size - 1).T
         empty = np.flatnonzero(ids[row, column] < 0)
         ids[row[empty], column[empty]] = empty
-        positions[row[empty], column[empty]] = (weights @ corners[empty]).astype(np.float32)
+        positions[row[empty], column[empty]] = np.einsum("k,fkc->fc", weights, corners[empty]).astype(np.float32)
 
 
 def paint(texels: Texels, colors: np.ndarray) -> np.ndarray:
@@ -75,15 +76,8 @@ def paint(texels: Texels, colors: np.ndarray) -> np.ndarray:
     Continuing the charts into the gutter keeps bilinear and mipmapped lookups from mixing in foreign colours.
     """
     image = np.zeros((texels.size, texels.size, colors.shape[1]), dtype=np.float32)
-    empty = np.ones((texels.size, texels.size), dtype=bool)
+    known = np.zeros((texels.size, texels.size), dtype=bool)
     image[texels.rows, texels.columns] = colors
-    empty[texels.rows, texels.columns] = False
-    return dilate(image, ~empty)
+    known[texels.rows, texels.columns] = True
+    return dilate(image, known)
 
-
-def dilate(image: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """The image [S, S, C] with every pixel outside the mask `known` [S, S] taking the colour of the nearest inside."""
-    if known.all() or not known.any():
-        return image
-    rows, columns = ndimage.distance_transform_edt(~known, return_distances=False, return_indices=True)
-    return image[rows, columns]
