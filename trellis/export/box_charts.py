@@ -30,9 +30,9 @@ def box_charts(surface: Surface, texture_size: int, padding: int) -> Charts:
     A piece that would overlap itself is halved along the direction of view until it does not (a single face never
     does). Nothing is stretched by more than the angle to the axis, and texels are of one size on all charts.
     """
-    axis, sign = _directions(surface)
-    planar = _flattened(surface, axis, sign)
     edges = EdgeTable.welded(surface)
+    axis, sign = _directions(surface, edges)
+    planar = _flattened(surface, axis, sign)
     labels = _connected(edges, axis * 2 + (sign > 0))
     middle = surface.corner_positions().mean(axis=1)
     depth = middle[np.arange(len(axis)), axis]
@@ -48,11 +48,10 @@ def box_charts(surface: Surface, texture_size: int, padding: int) -> Charts:
     return Charts(labels, corners, int(labels.max()) + 1)
 
 
-def _directions(surface: Surface) -> tuple[np.ndarray, np.ndarray]:
+def _directions(surface: Surface, edges: EdgeTable) -> tuple[np.ndarray, np.ndarray]:
     """Axis [F] in 0..2 and sign [F] that each face looks along, after a few rounds of majority among neighbours."""
     normals = surface.face_vectors()
     normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-30)
-    edges = EdgeTable.welded(surface)
     links = edges.adjacency().astype(np.float32)
     score = np.concatenate([normals, -normals], axis=1)
     choice = score.argmax(axis=1)

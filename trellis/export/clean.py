@@ -18,7 +18,7 @@ from trellis.export.holes import fill_small_holes
 from trellis.export.manifold import make_manifold
 from trellis.export.solid import make_watertight
 from trellis.export.surface import Surface
-from trellis.export.topology import EdgeTable, flips_to_agree, pieces, position_ids, row_ids
+from trellis.export.topology import EdgeTable, first_rows, flips_to_agree, pieces, position_ids, row_ids
 from trellis.export.views import surround
 from trellis.export.visibility import count_sightings
 from trellis.renderers.numba_runtime import exclusive, kernel
@@ -86,8 +86,9 @@ def drop_broken_faces(surface: Surface) -> Surface:
     a, b, c = np.ascontiguousarray(position_ids(surface.vertices)[faces].T)
     low, high = np.minimum(np.minimum(a, b), c), np.maximum(np.maximum(a, b), c)
     numbers = row_ids(np.stack([low, a + b + c - low - high, high], axis=1))
-    first = np.diff(np.maximum.accumulate(numbers), prepend=-1) > 0  # they follow the first appearances
-    keep = first & (a != b) & (b != c) & (c != a) & (Surface(surface.vertices, faces).face_areas() > 0)
+    keep = np.zeros(len(faces), dtype=bool)
+    keep[first_rows(numbers)] = True
+    keep &= (a != b) & (b != c) & (c != a) & (Surface(surface.vertices, faces).face_areas() > 0)
     if not keep.any():
         raise InputError("No triangle of the mesh has an area and finite corners, so there is nothing to export.")
     return surface.with_faces(faces if keep.all() else faces[keep])

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from trellis.export.surface import Surface
-from trellis.export.topology import EdgeTable, boundary_loops, position_ids
+from trellis.export.topology import EdgeTable, boundary_loops, first_rows, position_ids
 
 
 def fill_small_holes(surface: Surface, max_area: float) -> Surface:
     """With boundary loops closed by a fan around their centroid, where the fan's area is at most `max_area`."""
     ids = position_ids(surface.vertices)
-    representative = np.unique(ids, return_index=True)[1]
+    representative = first_rows(ids)
     vertices, faces, colors = [surface.vertices], [surface.faces], [surface.colors]
     count = len(surface.vertices)
     for loop in boundary_loops(EdgeTable.build(ids[surface.faces])):

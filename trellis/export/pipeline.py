@@ -159,7 +159,8 @@ def bake_texture(
 
     With photographs, those replace it where they see the surface well.
     """
-    total = len(cameras) + (0 if photographs is None else len(photographs.cameras))
+    count = len(cameras)
+    total = count + (0 if photographs is None else len(photographs.cameras))
     report("bake", 0, total)
     size = resolved_size(atlas, cameras, texture_size)
     texels = texels_of(atlas, size, device)
@@ -167,7 +168,7 @@ def bake_texture(
     colors, _ = bake_views(atlas, texels, cameras, views, lambda done: report("bake", done, total), system, device)
     texture = paint(texels, colors)
     if system is not None:
-        texture = system.solve(texture, options.refine_steps)
+        texture = system.solve(texture, options.refine_steps, lambda step: report("bake", count, total))
         known = system.touched
         known[texels.rows, texels.columns] = True
         texture = dilate(texture, known)
@@ -175,7 +176,6 @@ def bake_texture(
     if photographs is not None:
         texels = texels_of(atlas, texture_size, device)
         base = texture[texels.rows, texels.columns]
-        count = len(cameras)
         blended = blend_photographs(atlas, texels, photographs, base, lambda done: report("bake", count + done, total))
         texture = paint(texels, blended.colors)
     report("bake", total, total)

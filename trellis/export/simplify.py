@@ -13,7 +13,7 @@ from trellis.export.folds import unfold, without_fins
 from trellis.export.manifold import make_manifold
 from trellis.export.needles import flip_needles
 from trellis.export.surface import Surface
-from trellis.export.topology import position_ids
+from trellis.export.topology import first_rows, position_ids
 
 MIN_FACES = 500  # a fraction of a tiny mesh would be no object any more
 _AGGRESSIVENESS = (3.0, 7.0, 9.0, 11.0)  # the first halves the error of the package's default, 7, in little more time
@@ -78,7 +78,7 @@ def _collapsed(surface: Surface, target: int) -> Surface:
 def weld(surface: Surface) -> Surface:
     """Vertices at exactly the same place joined, without faces that this leaves degenerate; no colours."""
     ids = position_ids(surface.vertices)
-    first = np.unique(ids, return_index=True)[1].astype(np.int32)
+    first = first_rows(ids).astype(np.int32)
     faces = first[ids[surface.faces]]
     distinct = (faces[:, 0] != faces[:, 1]) & (faces[:, 1] != faces[:, 2]) & (faces[:, 2] != faces[:, 0])
     return Surface(surface.vertices, faces).select_faces(distinct)

@@ -78,7 +78,8 @@ class TextureSystem:
     def solve(self, start: np.ndarray, steps: int, on_step: Callable[[int], None] | None = None) -> np.ndarray:
         """The texture [S, S, 3] float32 in [0, 1] after at most `steps` conjugate-gradient steps from `start`.
 
-        Texels that no pixel shows keep their colour. `on_step` is called with the number of steps done.
+        Texels that no pixel shows keep their colour. `on_step` is called with the number of steps done, and may raise
+        to stop.
         """
         entries = self._entries
         diagonal = entries[..., 0].copy()  # alone, because two of the three loops read nothing else of the entries

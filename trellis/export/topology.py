@@ -26,6 +26,11 @@ def row_ids(rows: np.ndarray) -> np.ndarray:
         return _numbered(np.ascontiguousarray(rows).view(np.uint32))
 
 
+def first_rows(ids: np.ndarray) -> np.ndarray:
+    """Where each of the numbers [N] that `row_ids` or `position_ids` gave appears first, in their order."""
+    return np.flatnonzero(np.diff(np.maximum.accumulate(ids), prepend=-1) > 0)
+
+
 @kernel
 def _numbered(rows):
     """`row_ids` by a hash table with linear probing, at most half full."""

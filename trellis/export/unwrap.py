@@ -10,6 +10,7 @@ import threading
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import PIPE
 
 import numpy as np
 from scipy import sparse
@@ -111,7 +112,7 @@ def unwrap(surface: Surface, texture_size: int = 1024, options: UnwrapOptions | 
 
 def _unwrap(surface: Surface, texture_size: int, grid: int, padding: int, options: UnwrapOptions) -> Atlas:
     soup = pieces(EdgeTable.welded(surface))[0] > _MAX_PIECES
-    answer = None if soup else _run_xatlas(taubin_smooth(surface, options.smooth_steps), grid, options)
+    answer = None if soup else _run_xatlas(surface, grid, options)
     if answer is None:
         charts = box_charts(surface, texture_size, padding)
         origin, faces, uvs = _joined(surface.faces, charts.labels, charts.corners)
@@ -142,29 +143,20 @@ def _run_xatlas(surface: Surface, grid: int, options: UnwrapOptions) -> dict | N
     """What `xatlas_worker` answers, or None, with a warning, if it took too long, died, or lost faces."""
     if options.time_limit <= 0:
         return None
-    request = io.BytesIO()
-    np.savez(
-        request,
-        vertices=surface.vertices,
-        faces=surface.faces.astype(np.uint32),
-        parts=parts_of(surface),
-        grid=grid,
-        padding=2,
-        max_cost=options.max_cost,
-        max_chart_area=options.max_chart_faces * surface.face_areas().mean(),
-        iterations=options.iterations,
-    )
     command = [sys.executable, str(Path(__file__).with_name("xatlas_worker.py"))]
-    try:
-        done = subprocess.run(command, input=request.getvalue(), capture_output=True, timeout=options.time_limit)
-    except subprocess.TimeoutExpired:
-        warnings.warn(f"xatlas took longer than {options.time_limit:g} s; simpler charts are used.", stacklevel=3)
-        return None
-    if done.returncode != 0:
-        reason = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or [f"status {done.returncode}"]
+    with subprocess.Popen(command, stdin=PIPE, stdout=PIPE, stderr=PIPE) as process:
+        try:  # while it loads its packages, what it is asked gets ready
+            output, errors = process.communicate(_request(surface, grid, options), timeout=options.time_limit)
+        except subprocess.TimeoutExpired:
+            warnings.warn(f"xatlas took longer than {options.time_limit:g} s; simpler charts are used.", stacklevel=3)
+            return None
+        finally:
+            process.kill()  # which does nothing to one that has ended
+    if process.returncode != 0:
+        reason = errors.decode(errors="replace").strip().splitlines()[-1:] or [f"status {process.returncode}"]
         warnings.warn(f"xatlas failed ({reason[0]}); simpler charts are used.", stacklevel=3)
         return None
-    answer = dict(np.load(io.BytesIO(done.stdout)))
+    answer = dict(np.load(io.BytesIO(output)))
     if (
         len(answer["faces"]) != len(surface.faces)
         or not np.isfinite(answer["uvs"]).all()
@@ -173,6 +165,24 @@ def _run_xatlas(surface: Surface, grid: int, options: UnwrapOptions) -> dict | N
         warnings.warn("xatlas lost faces or did not fit them into one texture; simpler charts are used.", stacklevel=3)
         return None
     return answer
+
+
+def _request(surface: Surface, grid: int, options: UnwrapOptions) -> bytes:
+    """What `xatlas_worker` reads: a smoothed copy of the surface in parts, and the settings."""
+    smooth = taubin_smooth(surface, options.smooth_steps)
+    request = io.BytesIO()
+    np.savez(
+        request,
+        vertices=smooth.vertices,
+        faces=smooth.faces.astype(np.uint32),
+        parts=parts_of(smooth),
+        grid=grid,
+        padding=2,
+        max_cost=options.max_cost,
+        max_chart_area=options.max_chart_faces * smooth.face_areas().mean(),
+        iterations=options.iterations,
+    )
+    return request.getvalue()
 
 
 def parts_of(surface: Surface) -> np.ndarray:
