@@ -19,7 +19,8 @@ from nvdiffrec.hdr import read_hdr
 from nvdiffrec.light import environment_from_hdr, solid_angles, texel_directions
 from nvdiffrec.shading import vertex_normals
 from nvdiffrec.views import Views, linear_to_srgb, srgb_to_linear
-from trellis.export.gltf import TexturedMesh, from_gltf_frame
+from trellis.export.frame import from_gltf_frame
+from trellis.export.gltf import TexturedMesh
 from trellis.renderers import mesh_raster
 from trellis.renderers.cameras import Cameras
 

@@ -20,7 +20,7 @@ from nvdiffrec.shading import PreparedMaterial, render
 from nvdiffrec.views import srgb_to_linear
 from trellis.errors import InputError
 from trellis.export.bake import bake_views
-from trellis.export.gltf import from_gltf_frame
+from trellis.export.frame import from_gltf_frame
 from trellis.export.simplify import simplify
 from trellis.export.surface import Surface
 from trellis.export.texels import paint, texels_of

@@ -17,7 +17,8 @@ from nvdiffrec.hdr import write_hdr
 from nvdiffrec.material import Material
 from nvdiffrec.optimise import RefineResult
 from nvdiffrec.views import Views, linear_to_srgb, srgb_to_linear
-from trellis.export.gltf import opaque_material, to_gltf_frame, write_glb
+from trellis.export.frame import to_gltf_frame
+from trellis.export.gltf import opaque_material, write_glb
 from trellis.files import replacing
 from trellis.renderers.camera_formats import to_transforms
 

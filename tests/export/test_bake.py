@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
+from scipy import ndimage
 from shapes import mesh_of, sphere
 
 from trellis.export.bake import bake_views, fill_hidden
+from trellis.export.gutter import dilate
 from trellis.export.solve import TextureSystem
 from trellis.export.surface import Surface, surface_of
 from trellis.export.texels import Texels, paint, texels_of
@@ -89,6 +92,17 @@ def test_gutters_continue_the_nearest_chart():
     image = paint(texels, np.array([[1, 0, 0], [0, 1, 0]], dtype=np.float32))
     assert image[0, 0].tolist() == [1, 0, 0] and image[7, 7].tolist() == [0, 1, 0]
     assert set(map(tuple, image.reshape(-1, 3).tolist())) == {(1, 0, 0), (0, 1, 0)}
+
+
+@pytest.mark.parametrize(("shape", "share"), [((70, 150), 0.003), ((1, 9), 0.2), ((40, 33), 0.4)])
+def test_every_unknown_pixel_takes_the_colour_of_a_nearest_known_one(shape, share):
+    known = np.random.default_rng(3).random(shape) < share
+    known[0, 5] = True
+    places = np.stack(np.indices(shape), axis=-1)
+    sources = dilate(np.where(known[..., None], places, -1), known)
+    assert known[tuple(np.moveaxis(sources, -1, 0))].all()
+    distances = np.linalg.norm(sources - places, axis=-1)
+    assert np.allclose(distances, ndimage.distance_transform_edt(~known))
 
 
 def test_splats_seen_through_gaps_do_not_count_and_offset_splats_do():

@@ -13,7 +13,7 @@ from shapes import PATCHES, mesh_of, patch_cube, sampled_colors, sphere
 from trellis.errors import InputError
 from trellis.export import ExportOptions, TexturedMesh, export_mesh, write_glb
 from trellis.export.clean import CleanOptions
-from trellis.export.gltf import from_gltf_frame, to_gltf_frame
+from trellis.export.frame import from_gltf_frame, to_gltf_frame
 from trellis.representations.gaussian import SH_DC, Gaussian
 from trellis.utils.postprocessing_utils import to_glb
 

@@ -29,7 +29,8 @@ from nvdiffrec.pictures import (
 from nvdiffrec.result import pbr_mesh, write_result
 from nvdiffrec.view_files import load_views
 from trellis.errors import InputError
-from trellis.export.gltf import to_gltf_frame, write_glb
+from trellis.export.frame import to_gltf_frame
+from trellis.export.gltf import write_glb
 from trellis.export.texels import texels_of
 from trellis.renderers.cameras import orbit
 from trellis.representations.mesh import MeshExtractResult

@@ -22,7 +22,7 @@ from studio.report import sha256
 from studio.settings import make_settings
 from studio.stages import STAGES
 from trellis.errors import InputError
-from trellis.export.gltf import to_gltf_frame
+from trellis.export.frame import to_gltf_frame
 from trellis.pipelines import TrellisVGGTTo3DPipeline
 from trellis.renderers.camera_formats import from_transforms
 from trellis.representations.gaussian import Gaussian

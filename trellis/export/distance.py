@@ -50,7 +50,7 @@ def sample_surface(surface: Surface, count: int, rng: np.random.Generator) -> tu
     faces = np.searchsorted(total, share).clip(0, len(areas) - 1)
     u, v = np.sqrt(rng.random(count)), rng.random(count)
     weights = np.stack([1 - u, u * (1 - v), u * v], axis=1)
-    return np.einsum("nk,nkc->nc", weights, surface.corner_positions()[faces]), faces
+    return np.einsum("nk,nkc->nc", weights, surface.vertices[surface.faces[faces]]), faces
 
 
 def nearest_distances(points: np.ndarray, triangles: np.ndarray, candidates: np.ndarray) -> np.ndarray:

@@ -11,15 +11,13 @@ import numpy as np
 from PIL import Image
 
 from trellis.errors import InputError
-from trellis.export.frame import from_gltf_frame, metres_per_unit, to_gltf_frame
+from trellis.export.frame import metres_per_unit, to_gltf_frame
 from trellis.export.glb import glb_bytes
 from trellis.export.obj import obj_zip_bytes, stl_bytes
 from trellis.files import replacing
 
 if TYPE_CHECKING:
     import trimesh
-
-__all__ = ["TexturedMesh", "build_trimesh", "from_gltf_frame", "to_gltf_frame", "write_glb"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,11 +39,21 @@ class TexturedMesh:
     texture: np.ndarray
 
     def to_trimesh(self, longest_side: float | None = None) -> trimesh.Trimesh:
-        """In the glTF frame, with a rough dielectric material; `.export("x.glb")` writes it.
+        """In the glTF frame, with the texture as base colour: metallic 0, roughness 1, opaque. `write_glb` writes it.
 
         `longest_side` is that of the bounding box in metres; None keeps one object unit as one metre.
         """
-        return build_trimesh(self, metres_per_unit(self.vertices, longest_side))
+        import trimesh
+
+        material = opaque_material(metallic=0.0, baseColorTexture=Image.fromarray(self.texture))
+        # trimesh measures v upwards, as we do, and turns it over for the file (glTF measures it downwards).
+        return trimesh.Trimesh(
+            vertices=to_gltf_frame(self.vertices) * metres_per_unit(self.vertices, longest_side),
+            faces=self.faces,
+            vertex_normals=to_gltf_frame(self.normals),
+            visual=trimesh.visual.TextureVisuals(uv=self.uvs, material=material),
+            process=False,
+        )
 
     def export(
         self, path: str | PathLike[str], longest_side: float | None = None, image_format: str = "png"
@@ -90,24 +98,6 @@ def opaque_material(metallic: float, **textures: Image.Image):
         alphaMode="OPAQUE",
         doubleSided=False,
         **textures,
-    )
-
-
-def build_trimesh(mesh: TexturedMesh, scale: float = 1.0) -> trimesh.Trimesh:
-    """A `trimesh.Trimesh` in the glTF frame with the texture as base colour: metallic 0, roughness 1, opaque.
-
-    `scale` is in metres per object unit.
-    """
-    import trimesh
-
-    material = opaque_material(metallic=0.0, baseColorTexture=Image.fromarray(mesh.texture))
-    # trimesh measures v upwards, as we do, and turns it over for the file (glTF measures it downwards).
-    return trimesh.Trimesh(
-        vertices=to_gltf_frame(mesh.vertices) * scale,
-        faces=mesh.faces,
-        vertex_normals=to_gltf_frame(mesh.normals),
-        visual=trimesh.visual.TextureVisuals(uv=mesh.uvs, material=material),
-        process=False,
     )
 
 

@@ -66,10 +66,10 @@ def behind_necks(surface: Surface, edges: EdgeTable, inner: np.ndarray, areas: n
 
 def shared_edge_lengths(surface: Surface, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """[P] lengths of the edges between faces a [P] and b [P]."""
-    ids = position_ids(surface.vertices)[surface.faces]
-    shared = (ids[a][:, :, None] == ids[b][:, None, :]).any(axis=2)
+    ids = position_ids(surface.vertices)
+    shared = (ids[surface.faces[a]][:, :, None] == ids[surface.faces[b]][:, None, :]).any(axis=2)
     shared[shared.all(axis=1), 2] = False  # a face folded onto another one; any of its edges will do
-    corners = surface.corner_positions()[a][shared].reshape(-1, 2, 3)
+    corners = surface.vertices[surface.faces[a]][shared].reshape(-1, 2, 3).astype(np.float64)
     return np.linalg.norm(corners[:, 0] - corners[:, 1], axis=1)
 
 

@@ -80,4 +80,3 @@ def paint(texels: Texels, colors: np.ndarray) -> np.ndarray:
     image[texels.rows, texels.columns] = colors
     known[texels.rows, texels.columns] = True
     return dilate(image, known)
-
