@@ -15,6 +15,7 @@ import trimesh
 from nvdiffrec_shapes import write_scene
 from PIL import Image
 from scipy.spatial.transform import Rotation
+from studio_settings import QUICK_REFINEMENT as QUICK
 from typer.testing import CliRunner
 
 from nvdiffrec.camera_fit import pose_errors
@@ -36,8 +37,6 @@ from studio.view_cameras import view_camera
 from studio.write import camera_record
 from trellis.errors import InputError
 from trellis.renderers.cameras import Cameras
-
-QUICK = RefineSettings(steps=20, resolution=64, texture_size=256, video_frames=2, video_size=64, geometry="surface")
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
-"""Jobs on a service as it is in a ZeroGPU Space. Usage: jobs.py CHECKPOINT FOLDER; prints what came, as JSON.
+"""Jobs on a service as it is in a ZeroGPU Space: `main(CHECKPOINT, FOLDER)` prints what came, as JSON.
 
-test_zero_gpu.py runs it as a program of its own, for a process that is to be forked must not have run what other tests
-have.
+test_zero_gpu.py runs it in a process of its own, for one that is to be forked must not have run what other tests have.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import studio.environment  # noqa: F401  (first: it prepares what torch and numb
 import json
 import os
 import signal
-import sys
 import threading
 import time
 from pathlib import Path
@@ -20,7 +18,7 @@ from typing import Any
 
 import gradio as gr
 import spaces
-from studio_settings import QUICK
+from studio_settings import QUICK, QUICK_REFINEMENT
 from tiny_checkpoint import tiny_views
 
 from studio.events import Cancelled, JobError, Progress, Result
@@ -28,7 +26,6 @@ from studio.groups import run_group
 from studio.job import Job, make_job
 from studio.pages.follow import Followed
 from studio.refine_job import make_refine_job
-from studio.refine_settings import RefineSettings
 from studio.service import Service, Ticket
 from studio.settings import make_settings
 from trellis.errors import InputError
@@ -58,7 +55,7 @@ def failure(ticket: Ticket) -> dict[str, Any]:
     raise AssertionError("it did not fail")
 
 
-def main(checkpoint: str, folder: Path) -> dict[str, Any]:
+def tell(checkpoint: str, folder: Path) -> dict[str, Any]:
     told: dict[str, Any] = {"own pid": os.getpid()}
     with Service(checkpoint, ["cpu"], gpu_seconds=100) as service:
         worker = service.workers[0]
@@ -108,8 +105,7 @@ def main(checkpoint: str, folder: Path) -> dict[str, Any]:
         (folder / "broken.png").write_text("no picture")
         told["refused"] = failure(service.submit(make_job([folder / "broken.png"] * 2, quick, folder / "refused")))
 
-        settings = RefineSettings(steps=20)
-        refined = service.submit(make_refine_job(folder / "whole", settings, folder / "refined")).wait(120)
+        refined = service.submit(make_refine_job(folder / "whole", QUICK_REFINEMENT, folder / "refined")).wait(120)
         told["refined"] = refined.mesh.is_file()
 
         spaces.refusal = gr.Error("You have exceeded your quota (100s requested vs. 30s left). Try again in 1:00:00. ",
@@ -126,5 +122,5 @@ def main(checkpoint: str, folder: Path) -> dict[str, Any]:
     return told
 
 
-if __name__ == "__main__":
-    print(json.dumps(main(sys.argv[1], Path(sys.argv[2]))))
+def main(checkpoint: str, folder: str) -> None:
+    print(json.dumps(tell(checkpoint, Path(folder))))
