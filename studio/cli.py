@@ -7,6 +7,7 @@ memory, 5 the worker died, 130 cancelled.
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -97,6 +98,20 @@ def _photos(sources: list[Path], frames: int = video.DEFAULT_FRAMES, cameras: Pa
     return [replace(view, camera=camera) for view, camera in zip(views, stated, strict=True)]
 
 
+def _check_out(out: Path, photos: list[Path] | None = None) -> None:
+    """Raises InputError if the results cannot lie there, so that nobody learns of it only after a long wait."""
+    there = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
+    if not there.is_dir():
+        raise InputError(f"'{there}' is a file, but the results need a folder; name another one with --out.")
+    if not os.access(there, os.W_OK):
+        raise InputError(f"Nothing can be written to '{there}'; name another folder with --out.")
+    if any(photo.is_dir() and photo.resolve() == out.resolve() for photo in photos or ()):
+        raise InputError(
+            f"'{out}' holds the photos, and pictures of the results would be taken for photos next time; name another "
+            "folder with --out."
+        )
+
+
 @app.command()
 @with_settings
 @with_desk()
@@ -117,6 +132,7 @@ def reconstruct(
     # Before the networks are loaded, so that a typing error costs no wait.
     photos = _photos(views, frames, cameras)
     make_job(photos, _chosen(preset, settings, ReconstructSettings()), out, formats=formats or ())
+    _check_out(out, views)
     with desk.service() as service:
         chosen = _chosen(preset, settings, service.defaults)
         job = make_job(photos, chosen, out, formats=formats or (), use_cache=desk.cache)
@@ -139,6 +155,7 @@ def export(
     record, folder = replays.read_run(finished)
     stated = None if cameras is None else read_cameras(cameras, replays.view_names(record))
     job = replays.job_of_run(record, folder, out, settings, formats or (), use_cache=desk.cache, cameras=stated)
+    _check_out(out)
     with desk.service() as service:
         replays.check_weights(record, service.weights)
         desk.talk.done(desk.run(service, job))
@@ -152,6 +169,7 @@ def replay(finished: _RunArgument, out: _OutOption, *, desk: Desk) -> None:
     job = replays.job_of_run(record, folder, out, use_cache=False)
     if out.resolve() == folder.resolve():
         raise InputError("A replay needs a folder of its own; this one holds the run itself.")
+    _check_out(out)
     with desk.service() as service:
         replays.check_weights(record, service.weights)
         desk.run(service, job)
@@ -178,6 +196,7 @@ def batch(
 
     objects = batches.objects_in(folder)
     _chosen(preset, settings, ReconstructSettings())
+    _check_out(out, [folder])
     failed: dict[str, str] = {}
     with desk.service() as service:
         chosen = _chosen(preset, settings, service.defaults)
@@ -216,6 +235,7 @@ def compare(
     """Reconstruct one object under every combination of some settings; one HTML page and one CSV show the outcome."""
     photos = _photos(views)
     comparison.sweep(photos, vary, _chosen(preset, settings, ReconstructSettings()), out)
+    _check_out(out, views)
     with desk.service() as service:
         chosen = _chosen(preset, settings, service.defaults)
         cells = comparison.sweep(photos, vary, chosen, out, use_cache=desk.cache)

@@ -27,7 +27,11 @@ _MAX_NOTES = 20
 def read_run(path: str | Path) -> tuple[dict[str, Any], Path]:
     """The record of a finished run and its folder, from the folder or its run.json. Raises InputError."""
     path = Path(path)
+    if not path.exists():
+        raise InputError(f"There is no '{path}'; give the folder of a finished run, or its {RUN}.")
     file = path / RUN if path.is_dir() else path
+    if not file.is_file():
+        raise InputError(f"'{path}' holds no finished run: there is no {RUN} in it.")
     record = read_json(file, "a record of a run", MAX_RECORD_BYTES)
     fields = {"settings": dict, "views": list, "files": dict, "weights": dict}
     if not isinstance(record, dict) or not all(isinstance(record.get(name), kind) for name, kind in fields.items()):

@@ -103,7 +103,10 @@ def fetch(
     unknown = sorted(set(revisions or {}) - {PIPELINE, VGGT})
     if unknown:
         raise InputError(f"There is no repository {unknown[0]!r} among {PIPELINE} and {VGGT}.")
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"'{folder}' cannot be a folder for them: {error.strerror or error}.") from error
     record = Record.read(folder)
     wanted: list[tuple[_Remote, str]] = []
     for repository, place in ((PIPELINE, ""), (VGGT, f"{PurePosixPath(VGGT).name}/")):

@@ -106,6 +106,22 @@ def test_bad_settings_end_with_2_before_anything_is_loaded(photos, tmp_path, opt
     assert sentence in outcome.stderr
 
 
+def test_a_place_where_no_results_can_lie_is_refused_before_anything_is_loaded(photos, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for out, sentence in (
+        (tmp_path / "file", "is a file, but the results need a folder"),
+        (tmp_path / "file" / "below" / "it", "is a file, but the results need a folder"),
+        (photos, "holds the photos"),
+    ):
+        outcome = run(photos, "-o", out, "--checkpoint", "no/such")
+        assert outcome.exit_code == 2 and sentence in outcome.stderr and outcome.stderr.count("\n") == 1
+    outcome = invoke("batch", photos.parent, "-o", photos.parent, "--checkpoint", "no/such")
+    assert outcome.exit_code == 2 and "holds the photos" in outcome.stderr
+    outcome = invoke("weights", "fetch", "--to", tmp_path / "file")
+    assert outcome.exit_code == 2 and "cannot be a folder for them" in outcome.stderr
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_errors_as_json(tmp_path):
     outcome = run(tmp_path / "nothing", tmp_path, "-o", tmp_path / "out", "--json")
     assert outcome.exit_code == 2
