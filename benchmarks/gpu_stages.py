@@ -21,6 +21,7 @@ from trellis.modules.precision import autocast_dtype, store_for_autocast
 from trellis.modules.sparse import SparseTensor
 from trellis.pipelines import TrellisVGGTTo3DPipeline
 from trellis.pipelines.conditioning import aggregate
+from trellis.pipelines.noise import latent_noise, structure_noise
 from trellis.representations.flexicubes import cubes_to_mesh
 
 # What the original's app asks for: the settings of the reference measurements.
@@ -132,7 +133,7 @@ def stages(
         return models["slat_decoder_gs"](fresh(slat))[0].get_xyz
 
     def plain_structure() -> Tensor:
-        noise = pipeline.structure_noise(1).to(device)
+        noise = structure_noise(models["sparse_structure_flow_model"], 1).to(device)
         sampler = pipeline.sparse_structure_sampler
         flow = models["sparse_structure_flow_model"]
         return sampler.sample(flow, noise, cond, torch.zeros_like(cond), **structure).samples
@@ -147,11 +148,12 @@ def stages(
         if not prepared:
             caches = [flow.precompute_condition(c) for c in (cond, ZeroCondition(1))]
             prepared["both"] = stack_conditions(caches)
-        noise = pipeline.structure_noise(1).to(device)
+        noise = structure_noise(flow, 1).to(device)
         return flow(torch.cat([noise, noise]), torch.full((2,), 800.0, device=device), prepared["both"])
 
     def plain_latent() -> Tensor:
-        noise = SparseTensor(pipeline.latent_noise(1, len(coords)).to(device), coords.to(device))
+        noise = latent_noise(models["sparse_structure_flow_model"], models["slat_flow_model"], 1, len(coords))
+        noise = SparseTensor(noise.to(device), coords.to(device))
         zeros = [torch.zeros_like(view) for view in view_conds]
         return pipeline.slat_sampler.sample(models["slat_flow_model"], noise, view_conds, zeros, **latent).samples.feats
 

@@ -13,7 +13,7 @@ GOOD_ENOUGH = 0.5  # dB below the best at which a difference is hard to see
 _STAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "prepare": ((), ()),
     "cameras": (("prepare",), ()),
-    "structure": (("cameras",), ("structure", "seed_of_structure")),
+    "structure": (("cameras",), ("structure", "structure_candidates", "seed_of_structure")),
     "latent": (("structure",), ("latent", "mode", "seed_of_latent")),
     "decode": (("latent",), ()),
     "mesh": (("decode",), ("simplify", "watertight")),

@@ -121,7 +121,9 @@ def load_networks(
     checkpoint = chosen_checkpoint(checkpoint)
     say(f"Loading the networks from {checkpoint} ...")
     pipeline = _load_pipeline(checkpoint, _device(device))
-    defaults = defaults_of_checkpoint(pipeline.sparse_structure_sampler_params, pipeline.slat_sampler_params)
+    defaults = defaults_of_checkpoint(
+        pipeline.sparse_structure_sampler_params, pipeline.slat_sampler_params, pipeline.structure_candidates
+    )
     return Engine(pipeline, checkpoint, defaults)
 
 

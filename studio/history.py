@@ -36,7 +36,7 @@ def work(settings: ReconstructSettings, views: int) -> dict[str, float]:
     return {
         "prepare": views,
         "cameras": views,
-        "structure": settings.structure.steps,
+        "structure": settings.structure.steps * settings.structure_candidates,
         "latent": settings.latent.steps,
         "decode": 1,
         "mesh": 1,

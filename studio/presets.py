@@ -26,8 +26,8 @@ PRESETS = {
     for preset in (
         Preset(
             "draft",
-            "A first look: half the steps, a small texture, a short turntable.",
-            {"texture_size": 512, "video_frames": 30, "video_size": 256},
+            "A first look: one try at the shape, half the steps, a small texture, a short turntable.",
+            {"structure_candidates": 1, "texture_size": 512, "video_frames": 30, "video_size": 256},
             steps=0.5,
         ),
         Preset("standard", "What the checkpoint recommends.", {}),

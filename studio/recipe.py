@@ -95,9 +95,13 @@ class Recipe:
             lambda prepared, report: stages.cameras(prepared, pipeline, report, plan.chunked), pixels,
         )  # fmt: skip
         self._add(
-            "structure", ("cameras",),
-            {**how, "sampler": s.structure.model_dump(mode="json"), "seed": s.seed_of_structure},
-            lambda conditions, report: stages.structure(conditions, s, pipeline, report, plan.chunked),
+            "structure", ("cameras", "prepare"),
+            {**how, "sampler": s.structure.model_dump(mode="json"), "seed": s.seed_of_structure,
+             "candidates": s.structure_candidates},
+            lambda conditions, prepared, report: stages.structure(
+                conditions, s, pipeline, report, plan.chunked, prepared
+            ),
+            [self["cameras"].key],
         )  # fmt: skip
 
     def add_surface(self, plan: Plan) -> None:

@@ -138,6 +138,8 @@ class Run:
             recipe.add_shape(self.plan)
             recipe["cameras"].ensure()
             self._tell_stated_cameras(recipe)  # those that cannot be used are refused before anything is sampled
+            if job.settings.structure_candidates > 1 and self._engine.pipeline.camera_frame != "object":
+                self.note("These networks do not place the photos around the object, so there is one try at its shape.")
             recipe["structure"].ensure()
             self._look_again(len(recipe["structure"].value()))
             recipe.add_surface(self.plan)

@@ -106,6 +106,15 @@ class ReconstructSettings(Settings):
         "Seed of the shape", "Guesses anew at the shape only; not given, it follows the seed.",
         default=None, ge=0, le=MAX_SEED,
     )  # fmt: skip
+    structure_candidates: int = choice(
+        "Shapes to choose from",
+        "Works out the rough shape so many times and keeps the one that fits the photos' outlines best; each takes as "
+        "long again.",
+        default=1,
+        technical="best of N samples by silhouette IoU",
+        ge=1,
+        le=8,
+    )
     latent_seed: int | None = choice(
         "Seed of the detail", "Guesses anew at colour and detail and keeps the shape; not given, it follows the seed.",
         default=None, ge=0, le=MAX_SEED,
@@ -319,15 +328,17 @@ def settings_from_json(value: Any, defaults: Kind | None = None) -> Kind:
 
 
 def defaults_of_checkpoint(
-    structure_params: Mapping[str, Any], latent_params: Mapping[str, Any]
+    structure_params: Mapping[str, Any], latent_params: Mapping[str, Any], structure_candidates: int = 1
 ) -> ReconstructSettings:
-    """The defaults with a checkpoint's sampler parameters laid over them.
+    """The defaults with a checkpoint's own laid over them: parameters of its samplers, and how many shapes to choose
+    from.
 
     A parameter that the settings do not know, or outside their range, is left out with a line in the log: such a
     checkpoint is usable, only its recommendation is not.
     """
     settings = ReconstructSettings()
-    for name, params in (("structure", structure_params), ("latent", latent_params)):
+    recommended = {"structure": {**structure_params, "candidates": structure_candidates}, "latent": latent_params}
+    for name, params in recommended.items():
         for key, value in params.items():
             try:
                 settings = make_settings({f"{name}_{key}": value}, settings)

@@ -180,14 +180,17 @@ def structure(
     pipeline: TrellisVGGTTo3DPipeline,
     report: Report,
     chunked: bool = False,
+    prepared: Sequence[PreparedView] = (),
 ) -> Tensor:
-    """Sample the occupied voxels, int32 [N, 4] (0, x, y, z)."""
-    params = settings.structure.model_dump()
+    """Sample the occupied voxels, int32 [N, 4] (0, x, y, z). `prepared` is needed to choose from several samples."""
+    params, candidates = settings.structure.model_dump(), settings.structure_candidates
+    outlines = pipeline.outlines([view.image for view in prepared], conditions.cameras) if candidates > 1 else None
     coords = pipeline.sample_sparse_structure(
-        conditions.structure, settings.seed_of_structure, params, _callback(report), False if chunked else None
-    )
-    resolution = pipeline.models["slat_flow_model"].resolution
-    report(settings.structure.steps, settings.structure.steps, previews.voxels(coords, resolution))
+        conditions.structure, settings.seed_of_structure, params, _callback(report), False if chunked else None,
+        outlines, candidates,
+    )  # fmt: skip
+    steps = settings.structure.steps * (1 if outlines is None else candidates)
+    report(steps, steps, previews.voxels(coords, pipeline.models["slat_flow_model"].resolution))
     return coords
 
 

@@ -65,6 +65,7 @@ def assemble(runs: Path, out: Path, tiny: bool = False) -> None:
             "image_resolution": sizes(tiny).image_size,
             "camera_frame": "object",
             "structure_fill": 12,
+            "structure_candidates": 3,
         },
     }
     (out / "pipeline.json").write_text(json.dumps(pipeline, indent=2) + "\n")

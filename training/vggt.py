@@ -26,6 +26,7 @@ IMAGES = 288  # views of a step, whatever the number of views of a scene
 DENSE_SHARE = 16  # one view in so many goes through the dense head, the dearest part of a step
 STRUCTURE_SCENES = 16  # of a step, for the structure flow
 STRUCTURE_WEIGHT = 0.3  # the cameras come first
+VIEW_WEIGHT = 4
 PATCH_WEIGHT = 6  # of all losses the one whose gradient has most direction and least noise
 
 
@@ -40,24 +41,38 @@ def quaternion_to_matrix(q: Tensor) -> Tensor:
     return torch.stack(rows, -1).reshape(*q.shape[:-1], 3, 3)
 
 
-def camera_losses(
-    encodings: list[Tensor], extrinsics: Tensor, fov: Tensor, log_scale: Tensor
-) -> dict[str, Tensor]:
-    """Rotation (chordal), translation (relative to distance) and field-of-view errors over the head's iterations.
+def in_view(points: Tensor, rotation: Tensor, translation: Tensor, fov: Tensor) -> Tensor:
+    """Where a camera (world to camera; fov in radians) sees points [N, K, 3]: from -1 to 1 across its picture."""
+    camera = points @ rotation.mT + translation[:, None]
+    depth = camera[..., 2:].clamp(min=0.1)
+    return camera[..., :2] / depth / (0.5 * fov[:, None, None].clamp(0.05, 3.0)).tan()
 
-    The rotation loss is the negative logarithm of a Laplace likelihood; log_scale [N]: the logarithm of its scale in
-    each view.
+
+def camera_losses(
+    encodings: list[Tensor], extrinsics: Tensor, fov: Tensor, log_scale: Tensor, hull: Tensor
+) -> dict[str, Tensor]:
+    """Errors of the pose encodings [B, S, 9] of the head's iterations, N = B S.
+
+    rotation: the negative logarithm of a Laplace likelihood of the chordal distance; log_scale [N] is the logarithm of
+    its scale in each view. translation: relative to the distance. view: how far the outermost points of each object,
+    hull [N, K, 3], are from where they are in the picture. How far away a camera is and how narrow its field of view
+    can hardly be told apart; judged each by itself they are guessed so that the object comes out too large.
     """
     distance = extrinsics[:, :3, 3].norm(dim=1, keepdim=True)
-    totals = {"rotation": 0.0, "translation": 0.0, "fov": 0.0}
+    true_places = in_view(hull, extrinsics[:, :3, :3], extrinsics[:, :3, 3], fov)
+    totals = {"rotation": 0.0, "translation": 0.0, "fov": 0.0, "view": 0.0}
     for index, encoding in enumerate(encodings):
         weight = ITERATION_DECAY ** (len(encodings) - 1 - index)
         flat = encoding.float().reshape(-1, 9)
-        chord = (quaternion_to_matrix(flat[:, 3:7]) - extrinsics[:, :3, :3]).square().sum((1, 2))
+        rotation = quaternion_to_matrix(flat[:, 3:7])
+        chord = (rotation - extrinsics[:, :3, :3]).square().sum((1, 2))
         error = (chord + 1e-4).sqrt()
         totals["rotation"] += weight * (error * (-log_scale).exp() + log_scale).mean()
         totals["translation"] += weight * ((flat[:, :3] - extrinsics[:, :3, 3]) / distance).abs().sum(1).mean()
         totals["fov"] += weight * (flat[:, 7:] - fov[:, None]).abs().mean()
+        # The rotation has its own loss, which knows where it cannot be seen.
+        places = in_view(hull, rotation.detach(), flat[:, :3], flat[:, 7:].mean(1))
+        totals["view"] += weight * VIEW_WEIGHT * (places - true_places).abs().clamp(max=2).mean()
     return totals
 
 
@@ -155,6 +170,7 @@ def main(argv: list[str] | None = None) -> None:
             "images": images.unflatten(0, (scenes, per_scene)),
             "extrinsics": views.extrinsics,
             "fov": views.fov,
+            "hull": instances.hull[views.view_owner],
             "cell_points": cell_points,
             "cell_weight": cell_weight,
             "points": rendering.points[: dense * per_scene],
@@ -176,8 +192,9 @@ def main(argv: list[str] | None = None) -> None:
         encodings = model.camera_head([camera_tokens])
         structure = task.losses([t[:flows] for t in tokens], image_cond, batch)
         run.watch("degrees", rotation_error(encodings[-1].detach(), batch["extrinsics"]))
+        cameras = batch["extrinsics"], batch["fov"], scale(camera_tokens[:, :, 0]), batch["hull"]
         return {
-            **camera_losses(encodings, batch["extrinsics"], batch["fov"], scale(camera_tokens[:, :, 0])),
+            **camera_losses(encodings, *cameras),
             "patch": PATCH_WEIGHT * patch_error,
             "point": point_loss(
                 points.float().flatten(0, 1), confidence.float().flatten(0, 1), batch["points"], batch["alpha"]

@@ -31,8 +31,8 @@ WORK = "reconstruct"  # this page's entry among a session's works
 _CAMERA_STAGES = STAGES[:2]
 _REBAKED = ("simplify", "texture_size", "texture_source", "watertight", "longest_side")  # need no new guess
 _SETTINGS_TABS = {
-    "Shape": ("structure_steps", "structure_cfg_strength", "structure_rescale_t", "structure_guidance_rescale",
-              "structure_cfg_interval"),
+    "Shape": ("structure_candidates", "structure_steps", "structure_cfg_strength", "structure_rescale_t",
+              "structure_guidance_rescale", "structure_cfg_interval"),
     "Detail": ("mode", "latent_steps", "latent_cfg_strength", "latent_rescale_t", "latent_guidance_rescale",
                "latent_cfg_interval"),
     "Model file": (*_REBAKED, "video_frames", "video_size"),

@@ -185,6 +185,7 @@ def test_bad_network_configurations_are_sentences(folder, change, sentence):
         (lambda a: a.update(image_resolution="big"), "image_resolution"),
         (lambda a: a.update(camera_frame="moon"), "moon"),
         (lambda a: a.update(structure_fill=99), "structure_fill"),
+        (lambda a: a.update(structure_candidates=0), "structure_candidates"),
     ],
 )
 def test_bad_pipeline_files_are_sentences(folder, change, sentence):

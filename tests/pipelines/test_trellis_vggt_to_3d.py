@@ -10,6 +10,7 @@ from tiny_checkpoint import IMAGE_RESOLUTION, RESOLUTION, tiny_views, write_tiny
 from trellis import models
 from trellis.errors import InputError
 from trellis.pipelines import FlowEulerGuidanceIntervalSampler, TrellisVGGTTo3DPipeline
+from trellis.pipelines.noise import latent_noise, structure_noise
 from trellis.pipelines.trellis_vggt_to_3d import CAMERA_FRAMES
 
 EVERYTHING = ["gaussian", "mesh"]
@@ -60,11 +61,12 @@ def test_reproduces_the_recorded_chain_of_stages(pipeline):
         IMAGE_RESOLUTION,
     )
     seed = golden.config["seed"]
-    torch.testing.assert_close(chain.structure_noise(seed), golden.outputs["ss_noise"], rtol=0, atol=0)
+    torch.testing.assert_close(structure_noise(networks["ss_flow"], seed), golden.outputs["ss_noise"], rtol=0, atol=0)
     coords = chain.sample_sparse_structure(golden.inputs["ss_cond"], seed)
     assert_close(decoder.latent, golden.outputs["z_s"])
     assert torch.equal(coords, golden.outputs["coords"])
-    torch.testing.assert_close(chain.latent_noise(seed, len(coords)), golden.outputs["slat_noise"], rtol=0, atol=0)
+    noise = latent_noise(networks["ss_flow"], networks["slat_flow"], seed, len(coords))
+    torch.testing.assert_close(noise, golden.outputs["slat_noise"], rtol=0, atol=0)
     slat = chain.sample_slat([golden.inputs["slat_cond_0"], golden.inputs["slat_cond_1"]], coords, seed)
     assert_close(slat.feats, golden.outputs["slat"])
     gaussian = chain.decode_slat(slat, ["gaussian"])["gaussian"][0]
@@ -99,7 +101,8 @@ def test_the_seed_decides_everything(pipeline):
     assert torch.equal(flat(first), flat(again))
     torch.manual_seed(7)
     assert torch.equal(noise, torch.randn(1, 8, 4, 4, 4)), "the stream is that of the default generator"
-    assert torch.equal(pipeline.latent_noise(7, len(coords)), torch.randn(len(coords), 8))
+    flows = pipeline.models["sparse_structure_flow_model"], pipeline.models["slat_flow_model"]
+    assert torch.equal(latent_noise(*flows, 7, len(coords)), torch.randn(len(coords), 8))
     _, other_coords, other_noise = pipeline.run(views, seed=8, preprocess_image=False, formats=["gaussian"])
     assert not torch.equal(noise, other_noise)
 
@@ -112,6 +115,32 @@ def test_stages_run_alone_give_what_run_gives(pipeline):
     alone = pipeline.decode_slat(slat, EVERYTHING)
     together, *_ = pipeline.run(views, seed=3, formats=EVERYTHING, preprocess_image=False)
     assert torch.equal(flat(alone), flat(together))
+
+
+class FewestVoxels:
+    """Stands for the outlines of photographs that any smaller structure fits better."""
+
+    def agreement(self, coords, resolution):
+        return 1 - len(coords) / resolution**3
+
+
+def test_of_several_structures_the_one_that_fits_is_kept_and_all_steps_are_counted(pipeline):
+    cond, calls = pipeline.get_cond(tiny_views(2)).structure, []
+    every = [
+        models.sparse_structure_vae.occupied_coords(
+            pipeline.models["sparse_structure_decoder"](pipeline.sample_structure_latent(cond, 3, candidate=number))
+        )
+        for number in range(4)
+    ]
+    assert torch.equal(every[0], pipeline.sample_sparse_structure(cond, 3)), "one is what it always was"
+    kept = pipeline.sample_sparse_structure(
+        cond, 3, callback=lambda *call: calls.append(call), outlines=FewestVoxels(), candidates=4
+    )
+    sizes = [len(coords) for coords in every]
+    assert len(set(sizes)) > 1 and torch.equal(kept, every[sizes.index(min(sizes))])
+    assert calls == [("structure", step, 12) for step in range(13)]
+    assert len({float(structure_noise(pipeline.models["sparse_structure_flow_model"], seed, number).sum())
+                for seed in (0, 1) for number in range(8)}) == 16  # fmt: skip
 
 
 def test_every_view_and_mode_matters(pipeline):

@@ -91,8 +91,8 @@ def test_every_setting_explains_itself():
 
 
 def test_defaults_of_a_checkpoint(caplog):
-    settings = defaults_of_checkpoint({"steps": 8, "cfg_interval": [0.0, 1.0]}, {"cfg_strength": 99, "novel": 1})
-    assert settings.structure.steps == 8
+    settings = defaults_of_checkpoint({"steps": 8, "cfg_interval": [0.0, 1.0]}, {"cfg_strength": 99, "novel": 1}, 3)
+    assert settings.structure.steps == 8 and settings.structure_candidates == 3
     assert settings.structure.cfg_interval == (0.0, 1.0)
     assert settings.structure.cfg_strength == 7.5
     assert settings.latent == ReconstructSettings().latent  # neither of the two can be used ...

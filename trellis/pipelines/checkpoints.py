@@ -94,7 +94,7 @@ class SamplerSettings:
 
 @dataclass(frozen=True)
 class PipelineSettings:
-    """What pipeline.json states beside its networks; the last three default to what suits the published ones."""
+    """What pipeline.json states beside its networks; the last four default to what suits the published ones."""
 
     sparse_structure_sampler: SamplerSettings
     slat_sampler: SamplerSettings
@@ -102,6 +102,7 @@ class PipelineSettings:
     image_resolution: int = 518
     camera_frame: str = "first_view"
     structure_fill: int | None = None
+    structure_candidates: int = 1
 
 
 class Checkpoint:
@@ -148,6 +149,9 @@ class Checkpoint:
         fill = self.args.get("structure_fill")
         if not (fill is None or (isinstance(fill, int) and 1 <= fill <= 26)):
             raise InputError(f"structure_fill in pipeline.json must be 1 to 26 neighbours, but is {fill!r:.80}.")
+        candidates = self.args.get("structure_candidates", 1)
+        if not (isinstance(candidates, int) and 1 <= candidates <= 100):
+            raise InputError(f"structure_candidates in pipeline.json must be 1 to 100, but is {candidates!r:.80}.")
         return PipelineSettings(
             self._sampler("sparse_structure_sampler"),
             self._sampler("slat_sampler"),
@@ -155,6 +159,7 @@ class Checkpoint:
             resolution,
             self.args.get("camera_frame", PipelineSettings.camera_frame),
             fill,
+            candidates,
         )
 
     def _sampler(self, key: str) -> SamplerSettings:
