@@ -41,6 +41,11 @@ PRESETS = {
 }
 
 
+def preset_keys() -> tuple[str, ...]:
+    """The settings that presets decide; whatever else has been chosen, they leave as it is."""
+    return ("structure_steps", "latent_steps", *dict.fromkeys(key for p in PRESETS.values() for key in p.values))
+
+
 def measured_times(
     history: History, engine: str, defaults: ReconstructSettings, views: int
 ) -> dict[str, float | None]:

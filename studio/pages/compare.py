@@ -141,7 +141,10 @@ class ComparePage:
                 which = gr.Dropdown(choices, value=key, label="Setting" if number == 1 else "Second setting",
                                     elem_id=f"axis-{number}")  # fmt: skip
                 values = gr.Textbox(_SUGGESTED[key], label="Values, separated by commas", elem_id=f"values-{number}")
-            which.input(self._suggest, which, values, **_LIGHT)
+            # In the browser: an answer that comes late would overwrite what has been typed meanwhile.
+            suggested = f"(key) => ({json.dumps(_SUGGESTED)})[key] || ''"
+            which.input(None, which, values, js=suggested, **_LIGHT)
+            which.change(self._allow, which, values, **_LIGHT)
             self.axes.append((which, values))
         self.preset = gr.Radio(
             [("Draft", "draft"), ("Standard", "standard"), ("Best", "best")], value="draft",
@@ -167,23 +170,27 @@ class ComparePage:
         self._follow_after(event)
 
     def _follow_after(self, event: Any) -> None:
-        followed = event.then(self._follow, None, [self.status, self.grid], **_PRIVATE, concurrency_limit=None)
-        followed.then(self._settle, None, self._outputs, **_LIGHT)
+        late: dict[str, Any] = {"trigger_mode": "always_last"}  # as on the Reconstruct page
+        followed = event.then(
+            self._follow, None, [self.status, self.grid], **_PRIVATE, **late, concurrency_limit=None
+        )
+        followed.then(self._settle, None, self._outputs, **_LIGHT, **late)
 
-    def _suggest(self, key: str) -> Any:
-        return gr.update(value=_SUGGESTED.get(key, ""), interactive=key != _NOTHING)
+    def _allow(self, key: str) -> Any:
+        return gr.update(interactive=key != _NOTHING)
 
     def _begin(self, request: gr.Request, preset: str, *chosen: str) -> Any:
         session = self._sessions.of(request.session_hash)
-        work = session.works.get(WORK)
         busy = gr.update(interactive=False), gr.update(interactive=True)
-        if work is not None and not work.ended:
-            return fragments.waiting(), *busy
-        try:
-            session.works[WORK] = self._sweep(session, preset, chosen)
-        except InputError as error:
-            session.works[WORK] = refused(error)
-            return fragments.ending(error), gr.update(interactive=True), gr.update()
+        with session.lock:
+            work = session.works.get(WORK)
+            if work is not None and not work.ended:
+                return fragments.waiting(), *busy
+            try:
+                session.works[WORK] = session.compared = self._sweep(session, preset, chosen)
+            except InputError as error:
+                session.works[WORK] = refused(error)
+                return fragments.ending(error), gr.update(interactive=True), gr.update()
         return fragments.waiting(), *busy
 
     def _sweep(self, session: Session, preset: str, chosen: Sequence[str]) -> FollowedSweep:
@@ -226,12 +233,15 @@ class ComparePage:
 
     def _settle(self, request: gr.Request) -> Any:
         session = self._sessions.of(request.session_hash)
-        work = session.works.get(WORK)
-        if not isinstance(work, FollowedSweep):
-            status = fragments.ending(work.error) if work is not None else fragments.IDLE
-            return status, gr.update(interactive=True), gr.update(interactive=False), EMPTY, ""
-        idle = gr.update(interactive=work.ended), gr.update(interactive=not work.ended)
-        return self._status(work), *idle, self._grid(work), self._exports(session, work) if work.ended else ""
+        work, compared = session.works.get(WORK), session.compared
+        status = fragments.IDLE if work is None else fragments.ending(work.error)  # of one that was refused
+        if isinstance(work, FollowedSweep):
+            status = self._status(work)
+        ended = work is None or work.ended
+        head = status, gr.update(interactive=ended), gr.update(interactive=not ended)
+        if not isinstance(compared, FollowedSweep):
+            return *head, EMPTY, ""
+        return *head, self._grid(compared), self._exports(session, compared) if compared.ended else ""
 
     def _status(self, work: FollowedSweep) -> str:
         count = f"{work.done} of {len(work.cells)}"

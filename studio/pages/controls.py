@@ -40,6 +40,10 @@ class SettingControls:
     def components(self) -> list[gr.components.Component]:
         return [control for controls in self._controls.values() for control in controls]
 
+    def of(self, *keys: str) -> list[gr.components.Component]:
+        """The components of some settings, which need not be intervals."""
+        return [self[key] for key in keys]
+
     def values_of(self, settings: Settings) -> list[Any]:
         """What the components show for some settings, in the order of `components`."""
         values: list[Any] = []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextvars import copy_context
 from typing import Any, Generic, TypeVar
@@ -29,7 +28,7 @@ class Followed:
         ended: whether it has.
         version: grows with every event.
         cancelled: set to stop it.
-        settled: whether a page has taken over what came out.
+        settled: whether what came out has been taken over.
     """
 
     def __init__(self, events: Iterator[Any], cancelled: threading.Event) -> None:
@@ -38,7 +37,7 @@ class Followed:
         self.ended = False
         self.settled = False
         self.version = 0
-        self.started = time.time()
+        self._shown_on: set[str | None] = set()
         # In the caller's context: following a comparison hands its jobs in, on behalf of whoever asked for it.
         following = {"target": copy_context().run, "args": (self._follow, events)}
         self._thread = threading.Thread(**following, name="job follower", daemon=True)
@@ -47,6 +46,12 @@ class Followed:
     def cancel(self) -> None:
         self.cancelled.set()
         self.version += 1
+
+    def first_on(self, page: str | None) -> bool:
+        """Whether a page asks for the first time: it is to show what came out."""
+        first = page not in self._shown_on
+        self._shown_on.add(page)
+        return first
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait for the end; whether it came."""

@@ -57,6 +57,7 @@ class HistoryPage:
             run = _read(self._sessions.shelf, key)
             if run is None:
                 return unchanged
+            session.settings = run.result.settings  # for a reload
             values = self._reconstruct.controls.values_of(run.result.settings)
             opened = [gr.skip()] * len(self._reconstruct.open_outputs)
             return [gr.Tabs(selected="reconstruct"), gr.skip(), *opened, *values]

@@ -54,7 +54,7 @@ def build(service: Service, sessions: Sessions, host: Hosting | None = None, ref
                     history = HistoryPage(sessions, reconstruct, pages, service.defaults)
             for part in (reconstruct, refine, compare):
                 part.on_load(attached)
-            history_tab.select(history.refresh, None, history.list, **private)
+            history_tab.select(history.refresh, None, history.list, trigger_mode="always_last", **private)
         Api(service, sessions, refine_only, host.mcp)
         page.unload(_detach(sessions))
     return page.queue(default_concurrency_limit=16)

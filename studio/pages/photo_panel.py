@@ -15,6 +15,7 @@ from studio.pages.strip import mask_editor, strip
 from trellis.errors import InputError
 from trellis.pipelines.image_files import MAX_VIEWS
 
+_TAKE = f"(files) => [files, null, `{fragments.hint('Reading ...')}`]"
 _PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 
 
@@ -28,15 +29,13 @@ class PhotoPanel:
     def __init__(self, sessions: Sessions) -> None:
         self._sessions = sessions
         html(fragments.step_heading(1, "Photos of one object"))
-        self._upload = gr.File(
-            label="Photos of one object",
-            show_label=False,
-            file_count="multiple",
-            file_types=["image", "video", ".heic", ".heif", ".avif", ".jp2", ".ppm"],
-            height=104,
-            elem_id="photos",
-            elem_classes="drop",
-        )
+        files: dict[str, Any] = {
+            "label": "Photos of one object",
+            "file_count": "multiple",
+            "file_types": ["image", "video", ".heic", ".heif", ".avif", ".jp2", ".ppm"],
+        }
+        self._upload = gr.File(show_label=False, height=104, elem_id="photos", elem_classes="drop", **files)
+        self._taken = gr.File(visible="hidden", **files)
         html(fragments.hint(f"1 to {MAX_VIEWS} photos, or a short video. The first photo becomes the front."))
         self._alerts = html(elem_id="photo-alerts")
         self.strip = live(elem_id="strip")
@@ -55,8 +54,14 @@ class PhotoPanel:
         self._emptied = emptied
         strips = [self.strip, self._alerts, self._editor]
         filled = [status, *strips]
-        added = self._upload.upload(self._add, self._upload, [self._upload, *filled], **_PRIVATE, concurrency_limit=4)
-        self.look_after(added)
+        # Files that come while others are being read are no less wanted, hence "multiple"; and the drop zone is emptied
+        # in the browser at once, else they would bring along those that were dropped before.
+        every: dict[str, Any] = {**_PRIVATE, "trigger_mode": "multiple"}
+        taken = self._upload.upload(
+            None, self._upload, [self._taken, self._upload, self._alerts], js=_TAKE, queue=False, **every
+        )
+        filling = [status, self.strip, self._alerts]
+        self.look_after(taken.then(self._add, self._taken, filling, concurrency_limit=4, **every))
         for card, files in self._cards:
             self.look_after(card.click(self._example_of(files), None, filled, **_PRIVATE))
         self.look_after(on_act(self.strip, self._act, [], strips, queue=False))
@@ -64,18 +69,19 @@ class PhotoPanel:
 
     def look_after(self, event: Any) -> None:
         """After an event, look at the photographs that nobody has looked at yet."""
-        event.then(self._look, None, [self.strip], **_PRIVATE, concurrency_limit=2, concurrency_id="look")
+        looking = {**_PRIVATE, "concurrency_limit": 2, "concurrency_id": "look"}
+        # "always_last": what is shown in the end is what there is, in whatever order answers to clicks have come.
+        event.then(self._look, None, [self.strip], trigger_mode="always_last", **looking)
 
     def _add(self, request: gr.Request, files: list[str] | None) -> Any:
         session = self._sessions.of(request.session_hash)
         sentences = session.photos.add(files or ())
-        return None, self._emptied(session), strip(session.photos), fragments.alerts(sentences), ""
+        return self._emptied(session), strip(session.photos), fragments.alerts(sentences)
 
     def _example_of(self, files: list[str]) -> Callable[..., Any]:
         def example(request: gr.Request) -> Any:
             session = self._sessions.of(request.session_hash)
-            session.photos.clear()
-            session.photos.add(files)
+            session.photos.replace(files)
             return self._emptied(session), strip(session.photos), "", ""
 
         return example
@@ -87,10 +93,10 @@ class PhotoPanel:
         yield strip(session.photos)
 
     def _act(self, request: gr.Request, data: dict[str, Any]) -> Any:
-        photos = self._sessions.of(request.session_hash).photos
-        act, id = data.get("act"), str(data.get("id"))
+        session = self._sessions.of(request.session_hash)
+        photos, act, id = session.photos, data.get("act"), str(data.get("id"))
         index = photos.index(id)
-        editor: Any = ""
+        editor: Any = gr.skip()
         if act == "clear":
             photos.clear()
         elif index is not None and act == "remove":
@@ -98,7 +104,10 @@ class PhotoPanel:
         elif index is not None and act in ("left", "right"):
             photos.move(id, index + (1 if act == "right" else -1))
         elif index is not None and act == "mask":
+            session.painted = id
             editor = mask_editor(photos, next(photo for photo in photos if photo.id == id))
+        if photos.index(session.painted) is None:  # else what has been painted so far must not go
+            editor = ""
         return strip(photos), "", editor
 
     def _mask(self, request: gr.Request, data: dict[str, Any]) -> Any:

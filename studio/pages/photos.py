@@ -8,7 +8,7 @@ import io
 import secrets
 import shutil
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,13 +54,21 @@ class Photo:
 
 
 class Photos:
-    """An ordered list of at most 32 photographs in a folder. Safe to use from several threads."""
+    """An ordered list of at most 32 photographs in a folder. Safe to use from several threads.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: theirs.
+        discard: gets the folder of a photograph that was removed; removes it at once, or later if something reads it.
+    """
+
+    def __init__(self, folder: Path, discard: Callable[[Path], None] | None = None) -> None:
         self.folder = folder
         self.key = ""  # on the shelf
+        self._discard = discard or (lambda dropped: shutil.rmtree(dropped, ignore_errors=True))
         self._photos: list[Photo] = []
         self._lock = threading.RLock()
+        self._adding = threading.Lock()  # held for seconds, so it is not the one above
+        self._looking = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._photos)
@@ -74,6 +82,16 @@ class Photos:
 
     def add(self, files: Iterable[str | Path]) -> list[str]:
         """Append photographs, and the best frames of videos. Returns a sentence for each file that cannot be used."""
+        with self._adding:
+            return self._add_all(files)
+
+    def replace(self, files: Iterable[str | Path]) -> list[str]:
+        """Remove all, then `add`, with nobody else's in between."""
+        with self._adding:
+            self.clear()
+            return self._add_all(files)
+
+    def _add_all(self, files: Iterable[str | Path]) -> list[str]:
         sentences = []
         for file in map(Path, files):
             if len(self) >= MAX_VIEWS:
@@ -91,7 +109,7 @@ class Photos:
             photo = self._find(id)
             if photo is not None:
                 self._photos.remove(photo)
-                shutil.rmtree(self.folder / photo.id, ignore_errors=True)
+                self._discard(self.folder / photo.id)
                 self._compare()
 
     def move(self, id: str, before: int) -> None:
@@ -112,8 +130,12 @@ class Photos:
 
     def look(self) -> Iterator[Photo]:
         """Cut the object out of every photograph not looked at yet, and note what may be wrong; yields each."""
-        while (photo := next((p for p in self if not p.looked_at), None)) is not None:
-            self._look(photo)
+        while True:
+            with self._looking:  # whoever comes second waits, for it has to show what the first one sees
+                photo = next((p for p in self if not p.looked_at), None)
+                if photo is None:
+                    return
+                self._look(photo)
             yield photo
 
     def set_mask(self, id: str, png: Any) -> None:
@@ -128,9 +150,10 @@ class Photos:
         mask = _mask_of(png).resize(photo_size)
         if mask.getextrema()[1] <= OPAQUE:
             raise InputError("The mask marks nothing: paint over the object.")
-        file = self.folder / photo.id / "mask.png"
+        file = self.folder / photo.id / f"mask-{secrets.token_hex(4)}.png"  # a job may be reading the one before
         mask.save(file)
-        photo.mask, photo.looked_at = file, False
+        with self._lock:
+            photo.mask, photo.looked_at = file, False
 
     def _find(self, id: str) -> Photo | None:
         return next((photo for photo in self if photo.id == id), None)
@@ -160,24 +183,28 @@ class Photos:
     def _look(self, photo: Photo) -> None:
         from trellis.pipelines.image_preparation import cut_out  # brings torch
 
-        folder = self.folder / photo.id
+        folder, mask = self.folder / photo.id, photo.mask
         notes: list[quality.Note] = []
         try:
-            cut = cut_out(photo.view.open())
-            notes = list(quality.notes_on(cut))
-        except InputError as error:
-            notes = [{"kind": "cutout", "value": 0.0, "message": f"{error} The brush can mark it by hand."}]
-            cut = Image.open(folder / "photo.jpg").convert("RGBA")
-            cut.putalpha(0)
+            try:
+                cut = cut_out(photo.view.open())
+                notes = list(quality.notes_on(cut))
+            except InputError as error:
+                notes = [{"kind": "cutout", "value": 0.0, "message": f"{error} The brush can mark it by hand."}]
+                cut = Image.open(folder / "photo.jpg").convert("RGBA")
+                cut.putalpha(0)
         except OSError:
-            return  # removed in the meantime
+            if self._find(photo.id) is None:
+                return  # removed in the meantime
+            raise
         cut.thumbnail((_EDITED, _EDITED))
         with self._lock:
-            if folder.is_dir():
-                cut.save(folder / "cut.png")
-                small = cut.copy()
-                small.thumbnail((_THUMBNAIL, _THUMBNAIL))
-                small.save(folder / "small.png")
+            if self._find(photo.id) is None or photo.mask != mask:
+                return  # removed, or masked by hand, which is to be looked at
+            cut.save(folder / "cut.png")
+            small = cut.copy()
+            small.thumbnail((_THUMBNAIL, _THUMBNAIL))
+            small.save(folder / "small.png")
             photo.notes, photo.looked_at, photo.version = notes, True, photo.version + 1
             self._compare()
 

@@ -8,7 +8,6 @@ from typing import Any
 import gradio as gr
 
 from studio.events import RUN, CamerasFound, Progress, Queued, Result
-from studio.history import History
 from studio.job import Job, make_job
 from studio.pages import camera_edits, fragments
 from studio.pages.cameras import cameras_panel, write_cameras
@@ -16,10 +15,11 @@ from studio.pages.controls import SettingControls
 from studio.pages.follow import FollowedJob, Watch, refused, stop
 from studio.pages.html import html, live, on_act, scroll_to
 from studio.pages.photo_panel import PhotoPanel
+from studio.pages.preset_choice import PresetChoice
 from studio.pages.result_view import FORMATS, ResultView
 from studio.pages.sessions import Session, Sessions
 from studio.pages.strip import strip
-from studio.presets import PRESETS, apply_preset, measured_times
+from studio.presets import apply_preset
 from studio.replay import revise
 from studio.service import Service
 from studio.settings import settings_from_json
@@ -64,14 +64,7 @@ class ReconstructPage:
 
     def _build_actions(self) -> None:
         html(fragments.step_heading(2, "Make the model"))
-        names = [(preset.name.capitalize(), preset.name) for preset in PRESETS.values()]
-        self.preset = gr.Radio(
-            names,
-            value="standard",
-            label="How good, how fast",
-            info=PRESETS["standard"].help,
-            elem_id="preset",
-        )
+        self.preset = PresetChoice(self._service, self._sessions)
         with gr.Row(elem_classes="actions"):
             self.generate = gr.Button("Generate", variant="primary", elem_id="generate", scale=2, min_width=110)
             self.check = gr.Button("Check cameras", elem_id="check-cameras", scale=2, min_width=150)
@@ -126,7 +119,7 @@ class ReconstructPage:
         on_act(self.cameras, self._act, [], [self.cameras, self.photos.strip, self.status], queue=False)
         on_act(self.run_cameras, self._set_run_cameras, [], [self.status], queue=False)
 
-        self.preset.input(self._choose_preset, self.preset, [self.preset, *self.controls.components], **_LIGHT)
+        self.preset.connect(self.controls)
         starting = [self.generate, self.check, self.rebake, self.use_cameras]
         buttons = [self.status, *starting, self.cancel, self.empty]
         for button, start, inputs in (
@@ -142,8 +135,10 @@ class ReconstructPage:
 
     def _follow_after(self, event: Any) -> Any:
         """Show how this visitor's job goes on, and in the end what came out."""
-        followed = event.then(self._follow, None, self.status, **_PRIVATE, concurrency_limit=None)
-        return followed.then(self._settle, None, self.open_outputs, **_LIGHT)
+        # "always_last": a job begun while the answer about the one before is on its way is followed like any other.
+        late: dict[str, Any] = {"trigger_mode": "always_last"}
+        followed = event.then(self._follow, None, self.status, **_PRIVATE, **late, concurrency_limit=None)
+        return followed.then(self._settle, None, self.open_outputs, **_LIGHT, **late)
 
     @property
     def open_outputs(self) -> list[Any]:
@@ -156,7 +151,7 @@ class ReconstructPage:
 
     def on_load(self, event: Any) -> None:
         """After the page's load event has attached the session: show it, and follow its job if there is one."""
-        outputs = [*self.open_outputs, self.preset, *self.controls.components]
+        outputs = [*self.open_outputs, self.preset.radio, *self.controls.components]
         shown = event.then(self._restore, None, outputs, **_LIGHT)
         self._follow_after(shown)
         self.photos.look_after(shown)
@@ -197,20 +192,6 @@ class ReconstructPage:
             return gr.skip()
         del session.works[WORK]
         return fragments.IDLE
-
-    def _choose_preset(self, request: gr.Request, name: str) -> Any:
-        session = self._sessions.of(request.session_hash)
-        chosen = apply_preset(name, self._service.defaults)
-        session.preset = name
-        return [gr.update(info=self._preset_info(session)), *self.controls.values_of(chosen)]
-
-    def _preset_info(self, session: Session) -> str:
-        """What a preset means, and how long it takes here, once this machine has run one."""
-        times = measured_times(
-            History(), self._service.engine, self._service.defaults, max(1, len(session.photos))
-        )
-        seconds = times[session.preset]
-        return PRESETS[session.preset].help + (f" About {fragments.clock(seconds)} here." if seconds else "")
 
     def _generate(self, request: gr.Request, *values: Any) -> Any:
         def job(session: Session) -> Job:
@@ -268,15 +249,16 @@ class ReconstructPage:
         """Hand a job in, unless one is running. What cannot be handed in says why."""
         session = self._sessions.of(request.session_hash)
         free = gr.update(interactive=True)
-        work = session.works.get(WORK)
-        if work is not None and not work.ended:
-            return fragments.waiting(), *[gr.update(interactive=False)] * 4, free, gr.skip()
-        try:
-            ticket = self._service.submit(job(session))
-        except InputError as error:
-            session.works[WORK] = work = refused(error)
-            return self._status(session, work), *[free] * 4, gr.skip(), gr.skip()
-        session.works[WORK] = FollowedJob(ticket.events(), ticket.cancelled)
+        with session.lock:
+            work = session.works.get(WORK)
+            if work is not None and not work.ended:
+                return self._status(session, work), *[gr.update(interactive=False)] * 4, free, gr.skip()
+            try:
+                ticket = self._service.submit(job(session))
+            except InputError as error:
+                session.works[WORK] = work = refused(error)
+                return self._status(session, work), *[free] * 4, gr.skip(), gr.skip()
+            session.works[WORK] = FollowedJob(ticket.events(), ticket.cancelled)
         return fragments.waiting(), *[gr.update(interactive=False)] * 4, free, gr.update(visible=False)
 
     def _stop(self, request: gr.Request) -> Any:
@@ -293,11 +275,19 @@ class ReconstructPage:
             yield self._status(session, now)
 
     def _settle(self, request: gr.Request) -> Any:
-        """The page after a job."""
+        """The page after a job. Each of a visitor's pages shows what came out, and once."""
         session = self._sessions.of(request.session_hash)
         work = session.works.get(WORK)
-        if not isinstance(work, FollowedJob) or not work.ended or work.settled:
+        if not isinstance(work, FollowedJob) or not work.ended:
             return self.open_updates(session, False)
+        with session.lock:
+            self._take_over(session, work)
+        there = isinstance(work.outcome, (Result, CamerasFound))
+        return self.open_updates(session, there and work.first_on(request.session_hash))
+
+    def _take_over(self, session: Session, work: FollowedJob) -> None:
+        if work.settled:
+            return
         work.settled = True
         if isinstance(work.outcome, Result):
             session.shown, session.camera_folder, session.run_edited = session.coming, None, None
@@ -305,7 +295,6 @@ class ReconstructPage:
             self._keep_cameras(session, work.outcome)
         elif session.coming is not None and session.coming != session.shown:
             self._sessions.drop_run(session, session.coming)
-        return self.open_updates(session, isinstance(work.outcome, (Result, CamerasFound)))
 
     def _restore(self, request: gr.Request) -> Any:
         """The page as it was, after a load."""
@@ -314,11 +303,13 @@ class ReconstructPage:
         if wanted and self._sessions.shelf.file(wanted, RUN):
             session.run_edited = session.run_edited if wanted == session.shown else None
             session.shown = wanted
+        work = session.works.get(WORK)
+        if work is not None and work.settled:
+            work.first_on(request.session_hash)  # it is shown now; what is chosen meanwhile must not be overwritten
         # The first time, too: what Gradio shows for a number that is not given yet is a zero.
         settings = session.settings or apply_preset(session.preset, self._service.defaults)
         controls = self.controls.values_of(settings)
-        preset = gr.update(value=session.preset, info=self._preset_info(session))
-        return [*self.open_updates(session, True), preset, *controls]
+        return [*self.open_updates(session, True), self.preset.update(session), *controls]
 
     def open_updates(self, session: Session, new: bool) -> list[Any]:
         """Values for `open_outputs`. `new`: there is another result than before; else the shown one stays untouched."""

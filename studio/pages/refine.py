@@ -144,32 +144,34 @@ class RefinePage:
         self._follow_after(event, self._restore)
 
     def _follow_after(self, event: Any, settle: Any) -> None:
-        followed = event.then(self._follow, None, [self.status, self.start, self.stop], **_PRIVATE,
+        late: dict[str, Any] = {"trigger_mode": "always_last"}  # as on the Reconstruct page
+        followed = event.then(self._follow, None, [self.status, self.start, self.stop], **_PRIVATE, **late,
                               concurrency_limit=None)  # fmt: skip
-        followed.then(settle, None, self._outputs, **_LIGHT)
+        followed.then(settle, None, self._outputs, **_LIGHT, **late)
 
     def _begin(
         self, request: gr.Request, source: str, asset: str | None, photos: list[str] | None,
         cameras: list[str] | None, *values: Any,
     ) -> Any:  # fmt: skip
         session = self._sessions.of(request.session_hash)
-        work = session.works.get(WORK)
         busy = gr.update(interactive=False), gr.update(interactive=True)
-        if work is not None and not work.ended:
-            return gr.skip(), *busy, gr.skip()
-        try:
-            settings = self.controls.settings(values)
-            out = self._sessions.new_folder(session, "refined")
-            if source == _OWN and not self._alone:
-                job = self._job_of_run(session, settings, out)
-            else:
-                given = self._sessions.new_folder(session, "given")
-                job = job_of_uploads(given, asset, photos or (), cameras or (), settings, out, session.key)
-            ticket = self._service.submit(job)
-        except InputError as error:
-            session.works[WORK] = refused(error)
-            return fragments.ending(error), gr.update(interactive=True), gr.update(interactive=False), gr.skip()
-        session.works[WORK] = FollowedRefinement(ticket.events(), ticket.cancelled, self._sessions.shelf.put(out))
+        with session.lock:
+            work = session.works.get(WORK)
+            if work is not None and not work.ended:
+                return gr.skip(), *busy, gr.skip()
+            try:
+                settings = self.controls.settings(values)
+                out = self._sessions.new_folder(session, "refined")
+                if source == _OWN and not self._alone:
+                    job = self._job_of_run(session, settings, out)
+                else:
+                    given = self._sessions.new_folder(session, "given")
+                    job = job_of_uploads(given, asset, photos or (), cameras or (), settings, out, session.key)
+                ticket = self._service.submit(job)
+            except InputError as error:
+                session.works[WORK] = refused(error)
+                return fragments.ending(error), gr.update(interactive=True), gr.update(interactive=False), gr.skip()
+            session.works[WORK] = FollowedRefinement(ticket.events(), ticket.cancelled, self._sessions.shelf.put(out))
         return fragments.waiting(), *busy, gr.update(visible=False)
 
     def _job_of_run(self, session: Session, settings: RefineSettings, out: Path) -> RefineJob:
@@ -190,20 +192,20 @@ class RefinePage:
             yield self._status(now), gr.update(interactive=False), gr.update(interactive=not now.cancelled.is_set())
 
     def _settle(self, request: gr.Request) -> Any:
-        return self._updates(self._sessions.of(request.session_hash), False)
+        return self._updates(request, False)
 
     def _restore(self, request: gr.Request) -> Any:
-        return self._updates(self._sessions.of(request.session_hash), True)
+        return self._updates(request, True)
 
-    def _updates(self, session: Session, loaded: bool) -> list[Any]:
-        """Values for the outputs; a result that is shown already stays untouched."""
+    def _updates(self, request: gr.Request, loaded: bool) -> list[Any]:
+        """Values for the outputs; a result that this page shows already stays untouched."""
+        session = self._sessions.of(request.session_hash)
         work = session.works.get(WORK)
         busy = work is not None and not work.ended
         head = [self._status(work), gr.update(interactive=not busy), gr.update(interactive=busy)]
         refinement = session.refined
-        new = isinstance(work, FollowedRefinement) and isinstance(work.outcome, Refined) and not work.settled
-        if new:
-            work.settled = True
+        new = isinstance(work, FollowedRefinement) and isinstance(work.outcome, Refined)
+        if new and (new := work.first_on(request.session_hash)):
             session.refined = refinement = (work.key, work.outcome)
         if refinement is None or not (new or loaded):
             return [*head, gr.update(visible=refinement is None and not busy), *[gr.skip()] * 5]

@@ -35,8 +35,10 @@ class Session:
 
     Attributes:
         key: secret; the browser tab knows it.
+        lock: held while a job is handed in, or what came of one is taken over: two clicks may be heard at once.
         folder: everything that is kept for this visitor.
         photos: on the Reconstruct page.
+        painted: id of the photograph in the mask editor.
         works: what runs or ran last, by page.
         runs: keys of the runs on the shelf, oldest first.
         preset, settings: those asked for last.
@@ -48,12 +50,16 @@ class Session:
             is shown and not used yet, one per view.
         sheet: key of the files of the latest comparison.
         refined: key and result of the latest refinement.
+        compared: the latest comparison that was begun.
+        discarded: folders that are to go, see `discard`.
         seen: when a page of it last spoke; pages: those that are open.
     """
 
     key: str
     folder: Path
     photos: Photos
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    painted: str = ""
     works: dict[str, Followed] = field(default_factory=dict)
     runs: list[str] = field(default_factory=list)
     preset: str = "standard"
@@ -70,6 +76,8 @@ class Session:
     run_edited: list[ViewCamera | None] | None = None
     sheet: str | None = None
     refined: tuple[str, Refined] | None = None
+    compared: Followed | None = None
+    discarded: list[Path] = field(default_factory=list)
     pages: set[str] = field(default_factory=set)
     seen: float = 0.0
 
@@ -80,6 +88,18 @@ class Session:
     def cancel(self) -> None:
         for work in self.works.values():
             work.cancel()
+
+    def discard(self, folder: Path) -> None:
+        """Remove a folder of this visitor's, as soon as no job can be reading it any more."""
+        self.discarded.append(folder)
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Remove what has been discarded, unless a job that was handed in before may need it."""
+        if not self.busy and not self.lock.locked():
+            gone, self.discarded = self.discarded, []
+            for folder in gone:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 class Sessions:
@@ -183,13 +203,14 @@ class Sessions:
             if session.shown == key:
                 session.shown = None
         if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+            session.discard(folder)
 
     def tidy(self) -> None:
-        """Cancel the jobs and remove the files of visitors who have gone."""
+        """Cancel the jobs and remove the files of visitors who have gone, and remove what others have discarded."""
         now, gone = self._clock(), []
         with self._lock:
             for session in list(self._sessions.values()):
+                session.tidy()
                 if session.pages:
                     continue
                 if session.busy and now - session.seen > self._grace:
@@ -210,7 +231,7 @@ class Sessions:
 
     def _new(self) -> Session:
         folder = Path(tempfile.mkdtemp(dir=self.folder))
-        photos = Photos(folder / "photos")
+        photos = Photos(folder / "photos", lambda dropped: session.discard(dropped))
         photos.key = self.shelf.put(photos.folder)
         session = Session(secrets.token_urlsafe(24), folder, photos, seen=self._clock())
         self._sessions[session.key] = session

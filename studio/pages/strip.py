@@ -67,7 +67,7 @@ def mask_editor(photos: Photos, photo: Photo) -> str:
     """The brush for one photograph."""
     at = f"{photo.id}/"
     return (
-        f'<section class="mask-panel"><h3>What belongs to the object in photo {(photos.index(photo.id) or 0) + 1}?</h3>'
+        f'<section class="mask-panel"><h3>What belongs to the object in {escape(photo.name)}?</h3>'
         f'<studio-mask data-photo="{photo.id}" photo="{address(photos.key, at + "photo.jpg", photo.version)}" '
         f'mask="{address(photos.key, at + "cut.png", photo.version)}"></studio-mask></section>'
     )

@@ -169,6 +169,13 @@ def _compare(page, folder: Path) -> None:
     sheet = download(page, "#compare-html", folder / "sheet.html").read_text()
     assert sheet.count("data:video/mp4;base64,") == 2 and not re.search(r"https?://", sheet)
 
+    # One that cannot be made leaves it there.
+    page.fill("#values-1 textarea, #values-1 input", "many")
+    press(page, "#compare-start")
+    page.wait_for_selector("#compare-status .stopped >> text=but 'many' came", timeout=WAIT)
+    page.wait_for_selector("#compare-start:not([disabled])", timeout=WAIT)
+    assert page.locator("#compare-grid video").count() == 2 and page.is_visible("#compare-html")
+
     page.click("#compare-grid .cell:nth-child(2) [data-act=open]")
     page.wait_for_selector("#result-tabs >> visible=true", timeout=WAIT)
     turn_to(page, "#result-tabs", "Files")
