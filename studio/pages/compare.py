@@ -18,7 +18,7 @@ from studio.groups import run_group
 from studio.history import History
 from studio.pages import camera_edits, fragments, sheet
 from studio.pages.files import address
-from studio.pages.follow import Followed, Watch, refused, stop
+from studio.pages.follow import Followed, refused, stop, until_idle
 from studio.pages.html import html, live, on_act, scroll_to
 from studio.pages.reconstruct import ReconstructPage
 from studio.pages.sessions import Session, Sessions
@@ -170,11 +170,8 @@ class ComparePage:
         self._follow_after(event)
 
     def _follow_after(self, event: Any) -> None:
-        late: dict[str, Any] = {"trigger_mode": "always_last"}  # as on the Reconstruct page
-        followed = event.then(
-            self._follow, None, [self.status, self.grid], **_PRIVATE, **late, concurrency_limit=None
-        )
-        followed.then(self._settle, None, self._outputs, **_LIGHT, **late)
+        late: dict[str, Any] = {"trigger_mode": "always_last", "concurrency_limit": None}  # as on the Reconstruct page
+        event.then(self._follow, None, self._outputs, **_PRIVATE, **late)
 
     def _allow(self, key: str) -> Any:
         return gr.update(interactive=key != _NOTHING)
@@ -221,15 +218,17 @@ class ComparePage:
         return stop(self._sessions.of(request.session_hash).works.get(WORK))
 
     async def _follow(self, request: gr.Request) -> AsyncIterator[Any]:
-        work = self._sessions.of(request.session_hash).works.get(WORK)
-        if not isinstance(work, FollowedSweep) or work.ended:
-            yield gr.skip(), gr.skip()  # a generator that yields nothing would empty its outputs
-            return
-        shown = None
-        async for now in Watch(work):
-            changed = shown != now.done  # videos start anew with every change, so only when there is one more
-            shown = now.done
-            yield self._status(now), self._grid(now) if changed else gr.skip()
+        gridded: tuple[FollowedSweep, int] | None = None
+
+        def tell(work: FollowedSweep) -> Any:
+            nonlocal gridded
+            changed = gridded != (work, work.done)  # videos start anew with every change, so only if there is one more
+            gridded = work, work.done
+            return self._status(work), gr.skip(), gr.skip(), self._grid(work) if changed else gr.skip(), gr.skip()
+
+        latest = partial(self._sessions.of(request.session_hash).works.get, WORK)
+        async for shown in until_idle(latest, tell, partial(self._settle, request)):
+            yield shown
 
     def _settle(self, request: gr.Request) -> Any:
         session = self._sessions.of(request.session_hash)

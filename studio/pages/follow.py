@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextvars import copy_context
 from typing import Any, Generic, TypeVar
 
@@ -143,3 +143,21 @@ class Watch(Generic[AnyFollowed]):
             if ended:
                 return
             await asyncio.sleep(_LOOK_SECONDS)
+
+
+async def until_idle(
+    latest: Callable[[], Followed | None], tell: Callable[[Any], Any], settle: Callable[[], Any]
+) -> AsyncIterator[Any]:
+    """What a page shows: `tell(work)` while the visitor's latest work goes on, and `settle()` once none does.
+
+    Both in one call: between two, another tab of the visitor could begin a job that this page would show as running and
+    never follow.
+    """
+    while True:
+        work = latest()
+        if work is not None and not work.ended:
+            async for now in Watch(work):
+                yield tell(now)
+        yield await asyncio.to_thread(settle)
+        if latest() is work:
+            return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -12,7 +13,7 @@ from studio.job import Job, make_job
 from studio.pages import camera_edits, fragments
 from studio.pages.cameras import cameras_panel, write_cameras
 from studio.pages.controls import SettingControls
-from studio.pages.follow import FollowedJob, Watch, refused, stop
+from studio.pages.follow import FollowedJob, refused, stop, until_idle
 from studio.pages.html import html, live, on_act, scroll_to
 from studio.pages.photo_panel import PhotoPanel
 from studio.pages.preset_choice import PresetChoice
@@ -136,9 +137,8 @@ class ReconstructPage:
     def _follow_after(self, event: Any) -> Any:
         """Show how this visitor's job goes on, and in the end what came out."""
         # "always_last": a job begun while the answer about the one before is on its way is followed like any other.
-        late: dict[str, Any] = {"trigger_mode": "always_last"}
-        followed = event.then(self._follow, None, self.status, **_PRIVATE, **late, concurrency_limit=None)
-        return followed.then(self._settle, None, self.open_outputs, **_LIGHT, **late)
+        late: dict[str, Any] = {"trigger_mode": "always_last", "concurrency_limit": None}
+        return event.then(self._follow, None, self.open_outputs, **_PRIVATE, **late)
 
     @property
     def open_outputs(self) -> list[Any]:
@@ -265,14 +265,12 @@ class ReconstructPage:
         return stop(self._sessions.of(request.session_hash).works.get(WORK))
 
     async def _follow(self, request: gr.Request) -> AsyncIterator[Any]:
-        """Yield what the status display says until the job ends."""
+        """Yield what the status display says until the job ends, and then the page after it."""
         session = self._sessions.of(request.session_hash)
-        work = session.works.get(WORK)
-        if not isinstance(work, FollowedJob) or work.ended:
-            yield gr.skip()  # a generator that yields nothing would empty its output
-            return
-        async for now in Watch(work):
-            yield self._status(session, now)
+        others = [gr.skip()] * (len(self.open_outputs) - 1)
+        latest, settle = partial(session.works.get, WORK), partial(self._settle, request)
+        async for shown in until_idle(latest, lambda work: [self._status(session, work), *others], settle):
+            yield shown
 
     def _settle(self, request: gr.Request) -> Any:
         """The page after a job. Each of a visitor's pages shows what came out, and once."""

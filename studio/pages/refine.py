@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import gradio as gr
 from studio.events import RUN
 from studio.pages import fragments, refine_view
 from studio.pages.controls import SettingControls
-from studio.pages.follow import FollowedJob, Watch, refused, stop
+from studio.pages.follow import FollowedJob, refused, stop, until_idle
 from studio.pages.html import html, live, scroll_to
 from studio.pages.sessions import Session, Sessions
 from studio.refine_events import Refined, RefineProgress
@@ -144,10 +145,13 @@ class RefinePage:
         self._follow_after(event, self._restore)
 
     def _follow_after(self, event: Any, settle: Any) -> None:
-        late: dict[str, Any] = {"trigger_mode": "always_last"}  # as on the Reconstruct page
-        followed = event.then(self._follow, None, [self.status, self.start, self.stop], **_PRIVATE, **late,
-                              concurrency_limit=None)  # fmt: skip
-        followed.then(settle, None, self._outputs, **_LIGHT, **late)
+        async def follow(request: gr.Request) -> AsyncIterator[Any]:
+            latest = partial(self._sessions.of(request.session_hash).works.get, WORK)
+            async for shown in until_idle(latest, self._now, partial(settle, request)):
+                yield shown
+
+        late: dict[str, Any] = {"trigger_mode": "always_last", "concurrency_limit": None}  # as on the Reconstruct page
+        event.then(follow, None, self._outputs, **_PRIVATE, **late)
 
     def _begin(
         self, request: gr.Request, source: str, asset: str | None, photos: list[str] | None,
@@ -183,13 +187,10 @@ class RefinePage:
     def _stop(self, request: gr.Request) -> Any:
         return stop(self._sessions.of(request.session_hash).works.get(WORK))
 
-    async def _follow(self, request: gr.Request) -> AsyncIterator[Any]:
-        work = self._sessions.of(request.session_hash).works.get(WORK)
-        if not isinstance(work, FollowedRefinement) or work.ended:
-            yield [gr.skip()] * 3  # a generator that yields nothing would empty its outputs
-            return
-        async for now in Watch(work):
-            yield self._status(now), gr.update(interactive=False), gr.update(interactive=not now.cancelled.is_set())
+    def _now(self, work: FollowedJob) -> list[Any]:
+        """Values for the outputs while it runs."""
+        buttons = gr.update(interactive=False), gr.update(interactive=not work.cancelled.is_set())
+        return [self._status(work), *buttons, *[gr.skip()] * (len(self._outputs) - 3)]
 
     def _settle(self, request: gr.Request) -> Any:
         return self._updates(request, False)

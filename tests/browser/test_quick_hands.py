@@ -68,8 +68,8 @@ def test_both_tabs_of_a_visitor_show_what_came_out(page, browser, server, photos
     other = open_page(browser, server)
     other.evaluate("(key) => sessionStorage.setItem('reconstudio', key)", key)
     other.reload(timeout=WAIT)
-    other.errors.clear()  # Gradio's client complains of the stream that the reload cut off
     wait_for_photos(other, 2)
+    other.errors.clear()  # Gradio's client complains of the stream that the reload cut off
     press(page, "#generate")
     page.wait_for_selector(".status.busy .stages .now", timeout=WAIT)
     # If it has not noticed by itself, it joins in, and starts no second job.

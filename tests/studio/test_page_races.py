@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import threading
@@ -14,7 +15,7 @@ from tiny_checkpoint import tiny_views
 
 from studio.events import CamerasFound, Note
 from studio.pages.controls import SettingControls
-from studio.pages.follow import FollowedJob
+from studio.pages.follow import FollowedJob, until_idle
 from studio.pages.photos import Photos
 from studio.pages.sessions import Sessions
 from studio.presets import PRESETS, apply_preset, preset_keys
@@ -104,6 +105,27 @@ def test_two_sets_of_photos_that_come_at_once_do_not_mix(files):
 def test_what_came_out_is_shown_once_on_each_page():
     work = FollowedJob(iter([CamerasFound("job", (), {}, 0.0)]), threading.Event())
     assert [work.first_on(page) for page in ("a", "b", "a", "b")] == [True, True, False, False]
+
+
+def test_a_page_does_not_rest_while_a_job_runs_that_began_as_it_settled():
+    """Another tab's; both are told of, in one call."""
+    ending = threading.Event()
+    works = [FollowedJob(iter([Note("one")]), threading.Event())]
+    assert works[0].wait(10)
+    shown = []
+
+    def settle() -> str:
+        if len(works) == 1:
+            works.append(FollowedJob(_until(ending), threading.Event()))
+        return f"settled {works[-1].ended}"
+
+    async def look() -> None:
+        async for what in until_idle(lambda: works[-1], lambda work: "running", settle):
+            shown.append(what)
+            ending.set()
+
+    asyncio.run(look())
+    assert shown[0] == "settled False" and shown[-1] == "settled True" and "running" in shown
 
 
 def test_a_preset_leaves_alone_what_it_does_not_decide():
