@@ -2,7 +2,8 @@
 
     python -m training.camera_head --data objects.safetensors --init assets/mini --out runs --minutes 10
 
-The trunk reads `--scenes` groups of random views once; the head then trains on what it said of them.
+The trunk reads `--scenes` groups of random views once; the head then trains on what it said of them. OUT must be
+another folder than that of the trunk's own run.
 """
 
 from __future__ import annotations

@@ -74,9 +74,9 @@ class ReadOut(nn.Module):
         return self.read(hidden)
 
 
-def sample_times(count: int, generator: torch.Generator, device: torch.device) -> Tensor:
-    """Logit-normal times (mean 1, deviation 1; Esser et al. 2024): more of them where there is much noise."""
-    return torch.sigmoid(1 + torch.randn(count, generator=generator, device=device))
+def sample_times(count: int, generator: torch.Generator, device: torch.device, mean: float = 1.0) -> Tensor:
+    """Logit-normal times (deviation 1; Esser et al. 2024), the more of them in much noise the greater the mean."""
+    return torch.sigmoid(mean + torch.randn(count, generator=generator, device=device))
 
 
 def noised(data: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:

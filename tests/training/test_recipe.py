@@ -11,10 +11,11 @@ from packed_data import encoded, write_pack
 from PIL import Image
 from safetensors.torch import load_file
 
-from training import image_encoder, latent_flow, latent_vae, structure_flow, structure_vae, vggt
+from training import camera_head, image_encoder, latent_flow, latent_vae, structure_flow, structure_vae, vggt
 from training.assemble import assemble, keep_encoders
 from training.data.packed import PackedMesh
 from training.data.procedural import random_solid
+from training.vggt import camera_losses
 from trellis.pipelines import TrellisVGGTTo3DPipeline
 
 
@@ -88,6 +89,27 @@ def test_encoders_are_kept_for_the_next_run(data, runs, tmp_path, capsys):
         before, after = (load_file(folder / run / "encoder.safetensors") for folder in (runs, tmp_path / "next"))
         for key, value in before.items():
             torch.testing.assert_close(after[key], value, atol=0.02, rtol=0.02)
+
+
+def test_the_camera_head_can_be_trained_alone(data, runs, tmp_path):
+    camera_head.main(arguments(data, tmp_path, "--steps", "2", "--scenes", "24", "--init", str(runs)))
+    before, after = (load_file(folder / "vggt" / "vggt.safetensors") for folder in (runs, tmp_path))
+    changed = {key for key, value in before.items() if not torch.equal(after[key], value)}
+    assert changed and all(key.startswith("camera_head.") for key in changed)
+
+
+def test_a_camera_that_shows_the_object_too_large_is_told_so_by_its_picture():
+    box = torch.tensor([[x, y, z] for x in (-0.5, 0.5) for y in (-0.5, 0.5) for z in (-0.3, 0.3)])[None]
+    true = torch.eye(4)[None]
+    true[0, 2, 3] = 2.0
+    fov = torch.tensor([0.6])
+    errors = {}
+    for name, (depth, angle) in {"right": (2.0, 0.6), "near": (1.7, 0.6), "zoomed": (1.0, 1.2)}.items():
+        encoding = torch.tensor([[[0, 0, depth, 0, 0, 0, 1, angle, angle]]])
+        losses = camera_losses([encoding], true, fov, torch.zeros(1), box)
+        errors[name] = float(losses["view"])
+    # The last is as wrong as a camera can be, but nearly makes the same picture.
+    assert errors["right"] < 1e-6 < errors["zoomed"] and errors["near"] > 0.05
 
 
 def test_a_run_resumes_where_it_stopped(data, tmp_path, capsys):
