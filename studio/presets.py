@@ -7,18 +7,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from studio.history import History
-from studio.settings import ReconstructSettings, SamplerSettings, leaves, make_settings
+from studio.settings import ReconstructSettings, leaves, make_settings
 from trellis.errors import InputError
 
 
 @dataclass(frozen=True)
 class Preset:
-    """values: flat settings by key, over the defaults of the checkpoint. steps: how many times its sampler steps."""
+    """values: flat settings by key, over the defaults of the checkpoint. effort: how many times its steps; for the
+    shape its tries, if the checkpoint chooses from several: such a one gains by choosing, not by more steps."""
 
     name: str
     help: str
     values: Mapping[str, Any]
-    steps: float = 1.0
+    effort: float = 1.0
 
 
 PRESETS = {
@@ -26,24 +27,27 @@ PRESETS = {
     for preset in (
         Preset(
             "draft",
-            "A first look: one try at the shape, half the steps, a small texture, a short turntable.",
-            {"structure_candidates": 1, "texture_size": 512, "video_frames": 30, "video_size": 256},
-            steps=0.5,
+            "A first look: half the steps and tries, a small texture, a short turntable.",
+            {"texture_size": 512, "video_frames": 30, "video_size": 256},
+            effort=0.5,
         ),
         Preset("standard", "What the checkpoint recommends.", {}),
         Preset(
             "best",
-            "Twice the steps, a large texture and more triangles.",
+            "Twice the steps and tries, a large texture and more triangles.",
             {"texture_size": 2048, "simplify": 0.90},
-            steps=2,
+            effort=2,
         ),
     )
 }
 
 
+_SAMPLING = ("structure_candidates", "structure_steps", "latent_steps")
+
+
 def preset_keys() -> tuple[str, ...]:
     """The settings that presets decide; whatever else has been chosen, they leave as it is."""
-    return ("structure_steps", "latent_steps", *dict.fromkeys(key for p in PRESETS.values() for key in p.values))
+    return (*_SAMPLING, *dict.fromkeys(key for preset in PRESETS.values() for key in preset.values))
 
 
 def measured_times(
@@ -62,9 +66,10 @@ def apply_preset(name: str, defaults: ReconstructSettings) -> ReconstructSetting
     if name not in PRESETS:
         raise InputError(f"There is no preset {name!r}; choose one of {', '.join(PRESETS)}.")
     preset = PRESETS[name]
-    most = next(int(setting.high) for setting in leaves(SamplerSettings) if setting.key == "steps")
-    steps = {
-        f"{sampler}_steps": min(max(round(preset.steps * getattr(defaults, sampler).steps), 1), most)
-        for sampler in ("structure", "latent")
+    shape = "structure_candidates" if defaults.structure_candidates > 1 else "structure_steps"
+    known = {setting.key: setting for setting in leaves()}
+    scaled = {
+        key: min(max(round(preset.effort * known[key].of(defaults)), 1), int(known[key].high))
+        for key in (shape, "latent_steps")
     }
-    return make_settings({**steps, **preset.values}, defaults)
+    return make_settings({**scaled, **preset.values}, defaults)
