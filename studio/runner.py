@@ -39,6 +39,7 @@ from studio.interruption import asking_between_blocks
 from studio.job import Job
 from studio.recipe import Output, Recipe
 from studio.report import PeakMemory
+from studio.settings import ReconstructSettings
 from studio.stages import STAGES
 from studio.trust import trust_in_cameras
 from studio.write import camera_record, view_names, write_files
@@ -120,7 +121,7 @@ class Run:
         self._free = (lambda: memory.free(pipeline.device)) if free is None else lambda: free
         self._size = memory.Size(len(job.views), max(pixels_of(view) for view in job.views))
         stages_to_come = ("prepare", "cameras") if job.until == "cameras" else tuple(_MESSAGES)
-        self.plan = memory.fit(pipeline, job.settings, self._size, self._free(), stages_to_come)
+        self.plan = memory.fit(pipeline, self._possible(job.settings), self._size, self._free(), stages_to_come)
         self._tell_concessions()
         if self._history is not None:
             self._expected = self._history.expected(self._engine.pace, self.plan.settings, len(job.views))
@@ -131,6 +132,13 @@ class Run:
             self._history.record(self._engine.pace, self.plan.settings, len(job.views), self.seconds)
         return ended
 
+    def _possible(self, settings: ReconstructSettings) -> ReconstructSettings:
+        """The settings without what these networks cannot do."""
+        if settings.structure_candidates == 1 or self._engine.pipeline.camera_frame == "object":
+            return settings
+        self.note("These networks do not place the photos around the object, so there is one try at its shape.")
+        return settings.model_copy(update={"structure_candidates": 1})
+
     def _make_asset(self) -> Result:
         job = self._job
         with unfinished_folder(job.out_dir) as staging:
@@ -138,8 +146,6 @@ class Run:
             recipe.add_shape(self.plan)
             recipe["cameras"].ensure()
             self._tell_stated_cameras(recipe)  # those that cannot be used are refused before anything is sampled
-            if job.settings.structure_candidates > 1 and self._engine.pipeline.camera_frame != "object":
-                self.note("These networks do not place the photos around the object, so there is one try at its shape.")
             recipe["structure"].ensure()
             self._look_again(len(recipe["structure"].value()))
             recipe.add_surface(self.plan)

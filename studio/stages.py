@@ -189,7 +189,7 @@ def structure(
         conditions.structure, settings.seed_of_structure, params, _callback(report), False if chunked else None,
         outlines, candidates,
     )  # fmt: skip
-    steps = settings.structure.steps * (1 if outlines is None else candidates)
+    steps = settings.structure.steps * candidates
     report(steps, steps, previews.voxels(coords, pipeline.models["slat_flow_model"].resolution))
     return coords
 

@@ -33,11 +33,12 @@ def main(argv: list[str] | None = None) -> None:
     scale = RotationScale(2 * run.sizes.networks["vggt"]["embed_dim"])
     model.requires_grad_(False)
     model.camera_head.requires_grad_(True)
-    run.warm_start({"vggt": model})
-    scenes = _read_scenes(run, model, args.scenes)
-    run.started = time.monotonic()  # the minutes are for training
+    scenes: list[Batch] = []
 
     def draw(step: int) -> Batch:
+        if not scenes:  # by now the trunk has its weights
+            scenes.extend(_read_scenes(run, model, args.scenes))
+            run.started = time.monotonic()  # the minutes are for training
         group = scenes[step % len(scenes)]
         chosen = torch.randint(len(group["tokens"]), (run.batch(BATCH),), generator=run.generator, device=run.device)
         return {name: values[chosen] for name, values in group.items()}

@@ -231,7 +231,7 @@ class Run:
     def _resume(self) -> None:
         path = self.folder / "resume.safetensors"
         if not path.exists():
-            self.warm_start()
+            self._warm_start()
             return
         state = load_file(path, device=str(self.device))
         self.networks.load_state_dict({k[7:]: v for k, v in state.items() if k.startswith("weight/")})
@@ -246,10 +246,10 @@ class Run:
                 }
         print(f"[{self.name}] resumed at step {self.step}", flush=True)
 
-    def warm_start(self, networks: dict[str, nn.Module] | None = None) -> None:
-        """Begin with the weights that `--init` has for networks: folders of runs, or assembled checkpoints."""
+    def _warm_start(self) -> None:
+        """Begin with the weights that `--init` has for a network: folders of runs, or assembled checkpoints."""
         stems = ENCODERS | {(run, network): stem for stem, _, run, network, _ in {**PARTS, **EXTRA}.values()}
-        for name, network in (self.networks if networks is None else networks).items():
+        for name, network in self.networks.items():
             stem = stems.get((self.name, name), name)
             # The structure flow is also trained along with VGGT.
             files = f"{self.name}/{name}", f"vggt/{name}", f"ckpts/{stem}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from html import escape
@@ -18,6 +19,7 @@ from studio.view_cameras import ViewCamera, camera_of_frame
 from trellis.errors import InputError
 
 _MAX_CHARACTERS = 200_000  # 32 cameras have some 20,000
+_TORN = "The cameras did not arrive whole; please try again."
 
 WHAT_CHANGES = (
     "The shape stays as it is: the networks read the photos, not these cameras. A corrected camera changes the colours "
@@ -34,23 +36,26 @@ def cameras_of_act(data: dict[str, Any], names: Sequence[str]) -> list[ViewCamer
     except (ValueError, RecursionError):
         frames = None
     if not isinstance(frames, list) or len(frames) != len(names):
-        raise InputError("The cameras did not arrive whole; please try again.")
+        raise InputError(_TORN)
     return [
         None if frame is None else camera_of_frame(frame, f"the camera of '{name}'")
         for frame, name in zip(frames, names, strict=True)
     ]
 
 
-def is_newest(session: Session, data: dict[str, Any]) -> bool:
-    """Whether what the editor sent is later than all that it sent before; an earlier message may arrive after it."""
+def newest_of_act(session: Session, data: dict[str, Any], names: Sequence[str]) -> list[ViewCamera | None] | None:
+    """What the editor sent, see `cameras_of_act`; None if it has sent something later, which was heard before."""
+    cameras = cameras_of_act(data, names)
     try:
-        at = float(data["at"])
-    except (KeyError, TypeError, ValueError):
-        return False
-    newest = at >= session.edited_at
-    if newest:
-        session.edited_at = at
-    return newest
+        at = float(data.get("at"))
+    except (TypeError, ValueError):
+        at = math.nan
+    if not math.isfinite(at):
+        raise InputError(_TORN)
+    if at < session.edited_at:
+        return None
+    session.edited_at = at
+    return cameras
 
 
 def keep(session: Session, ids: Sequence[str], cameras: Sequence[ViewCamera | None]) -> None:

@@ -159,12 +159,13 @@ class ReconstructPage:
     def _act(self, request: gr.Request, data: dict[str, Any]) -> Any:
         """Leave a photograph out after its camera has been seen, or keep cameras that were set by hand."""
         session = self._sessions.of(request.session_hash)
-        if "frames" in data and session.cameras is not None and camera_edits.is_newest(session, data):
+        if (data.get("act") == "cameras" or "frames" in data) and session.cameras is not None:
             try:
-                cameras = camera_edits.cameras_of_act(data, [view.name for view in session.cameras.views])
+                cameras = camera_edits.newest_of_act(session, data, [view.name for view in session.cameras.views])
             except InputError as error:
                 return gr.skip(), gr.skip(), fragments.ending(error)
-            camera_edits.keep(session, session.camera_photos, cameras)
+            if cameras is not None:
+                camera_edits.keep(session, session.camera_photos, cameras)
         if data.get("act") == "cameras":
             return gr.skip(), gr.skip(), gr.skip()  # the editor has shown it already
         if data.get("act") == "drop":
@@ -175,12 +176,14 @@ class ReconstructPage:
         """Keep cameras that were set by hand for the model on the page, until they are used."""
         session = self._sessions.of(request.session_hash)
         view = self._view(session)
-        if view is None or data.get("act") != "cameras" or not camera_edits.is_newest(session, data):
+        if view is None or data.get("act") != "cameras":
             return gr.skip()
         try:
-            session.run_edited = camera_edits.cameras_of_act(data, view.view_names)
+            cameras = camera_edits.newest_of_act(session, data, view.view_names)
         except InputError as error:
             return fragments.ending(error)
+        if cameras is not None:
+            session.run_edited = cameras
         return gr.skip()
 
     # Jobs

@@ -248,10 +248,16 @@ def test_cameras_set_by_hand_are_taken_only_if_they_are_some_and_stand_around_th
 
 def test_an_edit_that_arrives_after_a_later_one_changes_nothing():
     session = Sessions().attach("page", None)
-    assert camera_edits.is_newest(session, {"at": "2000"}) and camera_edits.is_newest(session, {"at": "2000"})
-    for late in ({"at": "1999"}, {"at": "nan"}, {"at": "soon"}, {"at": None}, {}):
-        assert not camera_edits.is_newest(session, late)
-    assert camera_edits.is_newest(session, {"at": "2001"})
+
+    def heard(**when):
+        return camera_edits.newest_of_act(session, {"frames": "[null]", **when}, ["a"])
+
+    assert heard(at="2000") == heard(at="2000") == [None]
+    assert heard(at="1999") is None
+    for bad in ({"at": "nan"}, {"at": "inf"}, {"at": "soon"}, {"at": None}, {"at": [1]}, {}):
+        with pytest.raises(InputError, match="did not arrive whole"):
+            heard(**bad)
+    assert heard(at="2001") == [None]
 
 
 def test_the_environment_decides_how_the_studio_is_hosted():

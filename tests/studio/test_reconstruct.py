@@ -215,9 +215,12 @@ def test_an_unexpected_error_reaches_the_caller(engine, tmp_path, monkeypatch):
 def test_cameras_of_published_weights_are_not_called_registered(tmp_path):
     folder = write_tiny_checkpoint(tmp_path / "tiny", camera_frame="first_view")
     pipeline = TrellisVGGTTo3DPipeline.from_pretrained(folder)
-    settings = make_settings({**QUICK, "structure_steps": 2, "latent_steps": 2, "texture_source": "photographs"})
+    asked = {"structure_steps": 2, "structure_candidates": 3, "latent_steps": 2, "texture_source": "photographs"}
+    settings = make_settings({**QUICK, **asked})
     result = list(reconstruct(tiny_views(1), settings, tmp_path / "out", pipeline))[-1]
     assert "not registered" in json.loads(result.transforms.read_text())["frame"]
     quality = json.loads(result.run.read_text())["quality"]
     assert quality["agreement"] is None and quality["coverage"] is None and quality["mesh"]["faces"] > 0
-    assert "colours come from the splats" in result.notes[0]
+    # What needs cameras around the object says that it is left out.
+    assert "one try at its shape" in result.notes[0] and result.settings.structure_candidates == 1
+    assert "colours come from the splats" in result.notes[1]

@@ -94,7 +94,7 @@ def _points(voxels: Tensor, resolution: int) -> Tensor:
     """Points [P, 3] in the object frame, spread evenly over voxels [M, 3]."""
     side = max(1, _SPACING // resolution)
     axis = (torch.arange(side) + 0.5) / side
-    within = torch.cartesian_prod(axis, axis, axis).reshape(-1, 3)
+    within = torch.cartesian_prod(axis, axis, axis)
     return ((voxels[:, None] + within) / resolution - 0.5).reshape(-1, 3)
 
 
