@@ -17,7 +17,7 @@ app: $(VENV)/.installed
 	$(BIN)/python app.py
 
 test: $(VENV)/.installed-tests browser gltf-validator
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder $(ARGS)
 
 lint: $(VENV)/.installed-tests
 	$(BIN)/python -m ruff check .

@@ -75,7 +75,10 @@ def turn_to(page, tabs: str, title: str) -> None:
 
 
 def set_number(page, selector: str, value: float) -> None:
-    page.fill(f"{selector} input[type=number]", str(value))
+    """Type a number, not faster than hands: Gradio gives a control its value a frame or two after showing it."""
+    field = page.wait_for_selector(f"{selector} input[type=number]", timeout=WAIT)
+    page.evaluate("() => new Promise((done) => requestAnimationFrame(() => setTimeout(done, 100)))")
+    field.fill(str(value))
     page.keyboard.press("Tab")
 
 
