@@ -122,7 +122,10 @@ def load_networks(
     say(f"Loading the networks from {checkpoint} ...")
     pipeline = _load_pipeline(checkpoint, _device(device))
     defaults = defaults_of_checkpoint(
-        pipeline.sparse_structure_sampler_params, pipeline.slat_sampler_params, pipeline.structure_candidates
+        pipeline.sparse_structure_sampler_params,
+        pipeline.slat_sampler_params,
+        pipeline.structure_candidates,
+        pipeline.camera_frame,
     )
     return Engine(pipeline, checkpoint, defaults)
 

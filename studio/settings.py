@@ -328,15 +328,18 @@ def settings_from_json(value: Any, defaults: Kind | None = None) -> Kind:
 
 
 def defaults_of_checkpoint(
-    structure_params: Mapping[str, Any], latent_params: Mapping[str, Any], structure_candidates: int = 1
+    structure_params: Mapping[str, Any],
+    latent_params: Mapping[str, Any],
+    structure_candidates: int = 1,
+    camera_frame: str = "first_view",
 ) -> ReconstructSettings:
-    """The defaults with a checkpoint's own laid over them: parameters of its samplers, and how many shapes to choose
-    from.
+    """The defaults with a checkpoint's own laid over them: parameters of its samplers, how many shapes to choose from,
+    and colours from the photographs if it places them around the object (`camera_frame` is "object").
 
     A parameter that the settings do not know, or outside their range, is left out with a line in the log: such a
     checkpoint is usable, only its recommendation is not.
     """
-    settings = ReconstructSettings()
+    settings = ReconstructSettings(texture_source="photographs" if camera_frame == "object" else "splats")
     recommended = {"structure": {**structure_params, "candidates": structure_candidates}, "latent": latent_params}
     for name, params in recommended.items():
         for key, value in params.items():

@@ -66,10 +66,10 @@ def test_another_texture_size_bakes_again_and_nothing_else(first, engine, quick,
 
 
 def test_photographs_may_be_laid_over_the_splats_colours(first, engine, quick, cache, tmp_path):
-    result = again(engine, quick, cache, tmp_path, texture_source="photographs")
-    assert set(result.cached) == SAMPLING | {"mesh", "video"}
+    splats = again(engine, quick, cache, tmp_path, texture_source="splats")
+    assert set(splats.cached) == SAMPLING | {"mesh", "video"}
     apart = []
-    for run in (first[0], result):
+    for run in (splats, first[0]):
         photo, render = (np.asarray(Image.open(run.folder / name / "000.png")) / 255 for name in ("views", "renders"))
         both = (photo[..., 3] > 0.9) & (render[..., 3] > 0.9)
         apart.append(np.abs(photo - render)[both][:, :3].mean())

@@ -97,6 +97,8 @@ def test_defaults_of_a_checkpoint(caplog):
     assert settings.structure.cfg_strength == 7.5
     assert settings.latent == ReconstructSettings().latent  # neither of the two can be used ...
     assert "cfg_strength" in caplog.text and "novel" in caplog.text  # ... and the log says so
+    sources = [defaults_of_checkpoint({}, {}, camera_frame=frame).texture_source for frame in ("first_view", "object")]
+    assert sources == ["splats", "photographs"]
 
 
 def test_a_seed_is_drawn_only_on_request():

@@ -2,7 +2,7 @@
 import { DataUtils, EquirectangularReflectionMapping } from 'three';
 import { HDRLoader } from 'three/addons/loaders/HDRLoader.js';
 
-const RADIANCE = 0.75; // mean brightness that every environment is brought to
+const RADIANCE = 0.5; // mean brightness that every environment is brought to
 const WIDEST = 1024; // pixels; more would fill the graphics memory and show in no reflection
 const LOADED = new Map();
 

@@ -22,6 +22,8 @@ import { Splats, readSplats } from './splats.js';
 import { toolbar } from './toolbar.js';
 
 const FIELD_OF_VIEW = 35; // degrees, vertical
+const EVEN = 3; // of light from all sides alike: nearly the colours as they are
+const FILL = 1.1; // of that beside an environment: a studio's lamps alone leave one side black and bleach the other
 const AHEAD = '2000px'; // below the fold of a page a model is opened all the same
 const TURN = 0.12; // radians a key press turns the model by
 
@@ -54,6 +56,8 @@ export class Viewer extends HTMLElement {
     this.renderer.toneMapping = NeutralToneMapping; // keeps colours, and takes back what would be too bright to show
     this.renderer.setPixelRatio(Math.min(devicePixelRatio, 2));
     this.scene = new Scene();
+    this.fill = new AmbientLight(0xffffff);
+    this.scene.add(this.fill);
     this.camera = new PerspectiveCamera(FIELD_OF_VIEW, 1, 0.01, 100);
     this.camera.position.set(0.9, 0.7, 2);
     this.controls = new OrbitControls(this.camera, this.canvas);
@@ -138,10 +142,8 @@ export class Viewer extends HTMLElement {
 
   /** Light the surface by one of the environments; without any, evenly. */
   async light(index) {
-    if (!this.lights.length) {
-      this.scene.add(new AmbientLight(0xffffff, 3));
-      return;
-    }
+    this.fill.intensity = this.lights.length ? FILL : EVEN;
+    if (!this.lights.length) return;
     const [name, address] = this.lights[index];
     const { picture, intensity } = await environment(address);
     const generator = new PMREMGenerator(this.renderer);
