@@ -18,7 +18,7 @@ from trellis.pipelines.image_files import OPAQUE
 Note = dict[str, Any]
 
 _SIDE = 384  # pixels at which sharpness is measured, so that the threshold means the same for every camera
-_MIN_SHARPNESS = 30.0  # variance of the Laplacian of 8-bit grey on the object; photographs in focus reach hundreds
+_MIN_SHARPNESS = 15.0  # variance of the Laplacian of 8-bit grey on the object; plain ones reach 20, most hundreds
 _MAX_BORDER = 0.02  # share of the picture's border that the object may cover
 _DARK, _BRIGHT = 0.06, 0.97  # of full scale; mean luminance of the object below or above is badly exposed
 _SAME = 0.02  # root mean square difference of 16 x 16 thumbnails below which two views show the same

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
+from studio import fingerprint, stages
 from studio.cache import StageCache, default_folder
 from studio.codec import DamagedError, decode, encode
 from studio.stages import PreparedView
@@ -207,6 +209,16 @@ def test_what_a_dead_process_left_unfinished_is_cleared_away_later(tmp_path):
     os.utime(old, (0, 0))
     cache.put("a", [1])
     assert not old.exists() and new.exists()
+
+
+def test_a_change_of_what_stages_call_shares_no_stage():
+    """Settings are part of the keys themselves, previews of no output."""
+    source = Path(stages.__file__).read_text()
+    called = set(re.findall(r"^from studio\.(\w+) import", source, re.M))
+    for line in re.findall(r"^from studio import (.+)", source, re.M):
+        called |= {name.strip() for name in line.split(",")}
+    assert "quality" in called
+    assert {f"studio/{name}.py" for name in called - {"settings", "previews"}} <= set(fingerprint._CODE)
 
 
 def test_a_checkpoint_with_other_settings_shares_no_stage(checkpoint, tmp_path):
