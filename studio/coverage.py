@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from scipy.spatial import cKDTree
 
-from studio.agreement import render_textured
 from studio.stages import PreparedView
 from trellis.export.gltf import TexturedMesh
 from trellis.export.texels import Texels, paint, texels_of
+from trellis.export.unlit import render_textured
 from trellis.export.unwrap import Atlas
 from trellis.pipelines.image_files import OPAQUE
 from trellis.renderers import mesh_raster

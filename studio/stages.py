@@ -250,7 +250,7 @@ def bake(
     `device` draws the splats and compares them with the surface.
     """
     options = ExportOptions()
-    photographs = None if cameras is None else _photographs(prepared, cameras)
+    photographs = None if cameras is None else Photographs.of([view.image for view in prepared], cameras)
     total = 1 + options.num_views + (0 if cameras is None else len(cameras))
 
     def painted(stage: str, step: int, of: int) -> None:
@@ -260,17 +260,6 @@ def bake(
                      device)  # fmt: skip
     report(total, total, previews.array(asset.texture))
     return asset
-
-
-def _photographs(prepared: Sequence[PreparedView], cameras: Cameras) -> Photographs:
-    images, alphas = [], []
-    for index, view in enumerate(prepared):
-        height, width = cameras.height_width(index)
-        pixels = np.asarray(view.image.convert("RGBA").resize((width, height)))
-        planes = torch.from_numpy(pixels.astype(np.float32).transpose(2, 0, 1) / 255)
-        images.append(planes[:3])
-        alphas.append(planes[3:])
-    return Photographs(images, cameras, alphas)
 
 
 def video(gaussian: Gaussian, decoded: MeshExtractResult, settings: ReconstructSettings, report: Report) -> bytes:

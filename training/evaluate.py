@@ -4,9 +4,9 @@
 
 DATA is a file of `training.data.pack --only validation.csv --role evaluate`. For each object, `--views` photographs
 without cameras go through the whole pipeline, and the result is compared with the object: cameras, surface (cells of
-64^3, 32^3 and 16^3 grids that it touches; Chamfer and F-score after similarity alignment) and unlit renders of the
-splats from 8 unseen cameras on black. Prints medians; writes `table.csv` and a contact sheet: views, then ours, the
-truth and our normals from three of the unseen cameras.
+64^3, 32^3 and 16^3 grids that it touches; Chamfer and F-score after similarity alignment) and unlit renders from 8
+unseen cameras on black, of the splats and of the GLB that the studio would write. Prints medians; writes `table.csv`
+and a contact sheet: views, then the GLB, the truth and our normals from three of the unseen cameras.
 """
 
 from __future__ import annotations
@@ -35,6 +35,9 @@ from training.metrics import (
     relative_rotation_errors,
     rotation_angle_degrees,
 )
+from trellis.export.photographs import Photographs
+from trellis.export.pipeline import export_mesh
+from trellis.export.unlit import render_textured
 from trellis.pipelines import TrellisVGGTTo3DPipeline
 from trellis.renderers import gaussian_raster, mesh_raster
 from trellis.renderers.cameras import Cameras
@@ -88,16 +91,22 @@ def evaluate_object(
     scene = random_views(instances, views, 2 * pipeline.image_resolution, generator)
     images = photographs(render(library, instances, scene, generator), generator)
 
-    started = time.perf_counter()
+    clock = time.perf_counter
+    started = clock()
     outputs, coords, _ = pipeline.run(image=images, seed=seed, formats=["gaussian", "mesh"])
-    seconds = time.perf_counter() - started
+    sampled = clock()
     gaussian, mesh = outputs["gaussian"][0], outputs["mesh"][0]
-    cameras = pipeline.estimate_cameras(images)
+    prepared = [pipeline.preprocess_image(image) for image in images]
+    cameras = pipeline.estimate_cameras(prepared)
+    placed = pipeline.camera_frame == "object"
+    exporting = clock()
+    asset = export_mesh(mesh, gaussian, photographs=Photographs.of(prepared, cameras) if placed else None)
+    seconds = {"seconds": sampled - started, "seconds of export": clock() - exporting}
     true_rotation = scene.extrinsics[:, :3, :3]
 
     truth = surface_points(instances.vertices, instances.triangles, 120_000, generator)
     ours = surface_points(mesh.vertices.detach(), mesh.faces, 120_000, generator)
-    row = {"seconds": seconds, "voxels": len(coords)}
+    row = {**seconds, "voxels": len(coords)}
     row["absolute rotation"] = rotation_angle_degrees(cameras.rotations, true_rotation).median().item()
     if views > 1:
         row["relative rotation"] = relative_rotation_errors(cameras.rotations, true_rotation).median().item()
@@ -109,19 +118,23 @@ def evaluate_object(
 
     unseen = unseen_views(instances, 224)
     reference = render(library, instances, unseen, generator)
-    scores, tiles = [], []
+    scores, glb_scores, tiles = [], [], []
     seen_from = to_cameras(unseen)
     for k in range(UNSEEN):
         image = gaussian_raster.render(gaussian, seen_from, k)
         ours_rgb, ours_alpha = image.color.detach().clamp(0, 1), image.alpha.detach()
         true_rgb, true_alpha = reference.albedo[k], reference.alpha[k]
         scores.append((psnr(ours_rgb, true_rgb), mask_iou(ours_alpha, true_alpha)))
+        glb_rgb, glb_mask = (torch.from_numpy(x).float() for x in render_textured(asset, asset.texture, seen_from, k))
+        glb_rgb = glb_rgb.permute(2, 0, 1)
+        glb_scores.append((psnr(glb_rgb, true_rgb), mask_iou(glb_mask[None], true_alpha)))
         if k in (0, 3, 5):
             normals = mesh_raster.render_mesh(
                 mesh.vertices.detach(), mesh.faces, None, seen_from, k, antialiased=False, normals=True
             )["normals"]
-            tiles += [_tile(ours_rgb), _tile(true_rgb), _tile(normals.permute(2, 0, 1))]
+            tiles += [_tile(glb_rgb), _tile(true_rgb), _tile(normals.permute(2, 0, 1))]
     row["unseen PSNR"], row["unseen IoU"] = np.median(np.array(scores), 0).tolist()
+    row["unseen PSNR of GLB"], row["unseen IoU of GLB"] = np.median(np.array(glb_scores), 0).tolist()
     inputs = [np.asarray(image.convert("RGB").resize((TILE, TILE))) for image in images[:4]]
     return row, np.concatenate(inputs + tiles, 1)
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from PIL import Image
 from scipy import ndimage
 
 from trellis.errors import InputError
@@ -60,6 +61,16 @@ class Photographs:
                 raise InputError(
                     f"Photograph {k} must be [3, {size[0]}, {size[1]}] like its camera, but is {list(image.shape)}."
                 )
+
+    @classmethod
+    def of(cls, views: Sequence[Image.Image], cameras: Cameras) -> Photographs:
+        """Views with alpha, resized to what their cameras show."""
+        planes = []
+        for index, view in enumerate(views):
+            height, width = cameras.height_width(index)
+            pixels = np.asarray(view.convert("RGBA").resize((width, height)))
+            planes.append(torch.from_numpy(pixels.astype(np.float32).transpose(2, 0, 1) / 255))
+        return cls([plane[:3] for plane in planes], cameras, [plane[3:] for plane in planes])
 
 
 @dataclass(frozen=True, eq=False)
