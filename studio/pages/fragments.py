@@ -150,6 +150,14 @@ def clock(seconds: float) -> str:
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
+def span(seconds: float) -> str:
+    """A length of time in words: 3600 as "an hour", 5400 as "2 hours"."""
+    units = (86_400, "a day"), (3600, "an hour"), (60, "a minute"), (1, "a second")
+    length, unit = next((unit for unit in units if seconds >= unit[0]), units[-1])
+    count = max(1, round(seconds / length))
+    return unit if count == 1 else f"{count} {unit.partition(' ')[2]}s"
+
+
 def size(count: int) -> str:
     """Bytes for people."""
     return f"{count / 2**20:.1f} MB" if count >= 2**20 else f"{max(1, round(count / 1024))} kB"

@@ -19,12 +19,14 @@ from studio.results import Finished, read_result
 from studio.settings import ReconstructSettings, leaves
 from trellis.errors import InputError
 
-EMPTY = fragments.empty(
-    "What you make will be listed here",
-    ("Make a model on the <b>Reconstruct</b> page, or several on <b>Compare</b>.",
-     "Come back to open any of them, or to use its settings again."),
-    "The list belongs to this browser tab. It is removed an hour after you leave.",
-)  # fmt: skip
+
+def _empty(keep: float) -> str:
+    return fragments.empty(
+        "What you make will be listed here",
+        ("Make a model on the <b>Reconstruct</b> page, or several on <b>Compare</b>.",
+         "Come back to open any of them, or to use its settings again."),
+        f"The list belongs to this browser tab. It is removed {fragments.span(keep)} after you leave.",
+    )  # fmt: skip
 
 
 class HistoryPage:
@@ -34,7 +36,8 @@ class HistoryPage:
         self, sessions: Sessions, reconstruct: ReconstructPage, pages: gr.Tabs, defaults: ReconstructSettings
     ) -> None:
         self._sessions, self._reconstruct, self._defaults = sessions, reconstruct, defaults
-        self.list = live(EMPTY, elem_id="history")
+        self._empty = _empty(sessions.keep)
+        self.list = live(self._empty, elem_id="history")
         outputs = [pages, self.list, *reconstruct.open_outputs, *reconstruct.controls.components]
         self._count = len(outputs)
         on_act(self.list, self._act, [], outputs, queue=False)
@@ -70,7 +73,7 @@ class HistoryPage:
 
     def _html(self, session: Session) -> str:
         cards = [card for key in reversed(session.runs) if (card := self._card(session, key))]
-        return f'<ul class="history">{"".join(cards)}</ul>' if cards else EMPTY
+        return f'<ul class="history">{"".join(cards)}</ul>' if cards else self._empty
 
     def _card(self, session: Session, key: str) -> str:
         run = _read(self._sessions.shelf, key)

@@ -115,7 +115,7 @@ class Sessions:
         self, keep: float = KEEP_SECONDS, grace: float = GRACE_SECONDS, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="reconstudio-", ignore_cleanup_errors=True)
-        self._keep, self._grace, self._clock = keep, grace, clock
+        self.keep, self._grace, self._clock = keep, grace, clock
         self.shelf = Shelf()
         self._sessions: dict[str, Session] = {}
         self._of_page: dict[str, str] = {}
@@ -215,7 +215,7 @@ class Sessions:
                     continue
                 if session.busy and now - session.seen > self._grace:
                     session.cancel()
-                if not session.busy and now - session.seen > self._keep:
+                if not session.busy and now - session.seen > self.keep:
                     gone.append(self._sessions.pop(session.key))
             self._of_page = {page: key for page, key in self._of_page.items() if key in self._sessions}
         for session in gone:
@@ -225,7 +225,7 @@ class Sessions:
 
     def tidy_until(self, closing: threading.Event) -> None:
         """Tidy now and then; for a thread."""
-        pause = max(0.5, min(self._keep, self._grace, 60.0) / 4)
+        pause = max(0.5, min(self.keep, self._grace, 60.0) / 4)
         while not closing.wait(pause):
             self.tidy()
 

@@ -281,6 +281,14 @@ def test_messages_cannot_smuggle_in_html():
     assert "<script>" not in fragments.stopped("That did not work", ["'<script>.png' is empty."])
 
 
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(3600, "an hour"), (5400, "2 hours"), (86_400, "a day"), (1800, "30 minutes"), (1, "a second"), (0.2, "a second")],
+)
+def test_times_are_told_in_words(seconds, words):
+    assert fragments.span(seconds) == words
+
+
 def test_a_comparison_is_handed_on_as_one_file_and_as_figures(tmp_path):
     steps = next(setting for setting in leaves() if setting.key == "structure_steps")
     axes = [sheet.Axis(steps, ("5", "30"))]
