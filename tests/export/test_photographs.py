@@ -9,7 +9,7 @@ from shapes import mesh_of, sphere
 from trellis.errors import InputError
 from trellis.export import ExportOptions, export_mesh
 from trellis.export.clean import CleanOptions
-from trellis.export.photographs import Photographs, blend_photographs, to_linear, to_srgb
+from trellis.export.photographs import Photographs, blend_photographs, calm_normals, to_linear, to_srgb
 from trellis.export.pipeline import bake_texture
 from trellis.export.surface import surface_of
 from trellis.export.texels import texels_of
@@ -51,6 +51,25 @@ def test_photographs_replace_the_base_only_where_they_look(scene):
     behind = texels.normals @ np.array([np.sin(1.4 + np.pi), np.cos(1.4 + np.pi), 0]) > 0.97
     assert np.array_equal(result.colors[behind], base[behind]) and result.share[behind].max() == 0
     assert np.abs(result.gains - 1).max() < 0.01
+
+
+def test_the_noise_of_triangles_does_not_choose_the_photograph():
+    ball = sphere(0.4, 4)
+    noise = np.random.default_rng(0).normal(0, 0.006, (len(ball.vertices), 1))
+    atlas = unwrap(surface_of(mesh_of(ball.vertices * (1 + noise), ball.faces)), 192)
+    normals = calm_normals(atlas)
+    texels = texels_of(atlas, 192, normals=normals)
+    outward = texels.positions / np.linalg.norm(texels.positions, axis=1, keepdims=True)
+
+    def off(normals: np.ndarray) -> float:
+        return float(np.degrees(np.arccos((normals * outward).sum(axis=1).clip(-1, 1))).mean())
+
+    assert np.abs(np.linalg.norm(normals, axis=1) - 1).max() < 1e-5
+    assert np.abs(np.linalg.norm(texels.normals, axis=1) - 1).max() < 1e-5
+    assert off(texels.normals) < 0.25 * off(texels_of(atlas, 192).normals)
+    # Both sides of a chart's border agree.
+    _, place = np.unique(atlas.vertices, axis=0, return_inverse=True)
+    assert len(np.unique(np.column_stack([place.reshape(-1), normals]), axis=0)) == place.max() + 1
 
 
 def test_exposures_are_matched(scene):

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from PIL import Image
-from scipy import ndimage
+from scipy import ndimage, sparse
 
 from trellis.errors import InputError
 from trellis.export.bake import DEPTH_TOLERANCE, SeenColors
+from trellis.export.surface import unit
 from trellis.export.texels import Texels
 from trellis.export.unwrap import Atlas
 from trellis.export.views import Looker
@@ -25,6 +26,7 @@ from trellis.renderers.cameras import Cameras
 _FEATHER = 0.03  # of the image's shorter side: the width over which a photograph fades in
 _STEEP = 4.0  # depth per pixel's width that a single sheet may have
 _FRONTAL = 0.3  # squared cosine from which on a texel is the photographs' alone: seen from within 57 degrees
+_ROUNDS = 4  # of averaging normals, a ring of triangles each
 _MAX_GAIN = 2.0  # a photograph is made at most this many times brighter or darker
 _GAIN_PRIOR = 0.02  # of the usual weight: photographs without overlap keep their exposure
 _MAX_PAIRS = 60_000  # texels that take part in matching exposures
@@ -126,6 +128,23 @@ def blend_photographs(
     share = share * share * (3 - 2 * share)
     colors = np.where(weights[:, None] > 0, sums / np.maximum(weights, 1e-12)[:, None], base)
     return PhotoColors((base + share[:, None] * (colors - base)).clip(0, 1), share, gains)
+
+
+def calm_normals(atlas: Atlas) -> np.ndarray:
+    """[V, 3] float32 unit normals of the atlas' vertices, averaged over `_ROUNDS` rings of triangles around them.
+
+    How frontal a photograph looks must follow the shape: the noise of single triangles would take neighbouring texels
+    from different photographs, which speckles the texture wherever the cameras are not exact.
+    """
+    _, place = np.unique(atlas.vertices, axis=0, return_inverse=True)  # chart borders repeat vertices
+    faces = place.reshape(-1)[atlas.faces]
+    around = sparse.csr_matrix((np.ones(faces.size), (faces.ravel(), np.arange(faces.size) // 3)))
+    vectors = atlas.surface.face_vectors()
+    areas = np.linalg.norm(vectors, axis=1, keepdims=True)
+    for _ in range(_ROUNDS):
+        normals = unit(around @ vectors)
+        vectors = areas * unit(normals[faces].mean(axis=1))
+    return unit(around @ vectors)[place.reshape(-1)].astype(np.float32)
 
 
 def match_exposures(seen: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], num_texels: int) -> np.ndarray:

@@ -17,7 +17,7 @@ from trellis.export.bake import bake_views
 from trellis.export.clean import CleanOptions, clean
 from trellis.export.gltf import TexturedMesh
 from trellis.export.gutter import dilate
-from trellis.export.photographs import Photographs, blend_photographs
+from trellis.export.photographs import Photographs, blend_photographs, calm_normals
 from trellis.export.simplify import simplify as simplify_surface
 from trellis.export.solid import make_watertight
 from trellis.export.solve import TextureSystem
@@ -174,7 +174,7 @@ def bake_texture(
         texture = dilate(texture, known)
     texture = enlarged(texture, texture_size)
     if photographs is not None:
-        texels = texels_of(atlas, texture_size, device)
+        texels = texels_of(atlas, texture_size, device, calm_normals(atlas))
         base = texture[texels.rows, texels.columns]
         blended = blend_photographs(atlas, texels, photographs, base, lambda done: report("bake", count + done, total))
         texture = paint(texels, blended.colors)

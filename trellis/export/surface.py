@@ -52,8 +52,7 @@ class Surface:
 
     def face_normals(self) -> np.ndarray:
         """[F, 3] float32, unit; zero for a face without area."""
-        vectors = self.face_vectors()
-        return (vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-20)).astype(np.float32)
+        return unit(self.face_vectors()).astype(np.float32)
 
     def face_areas(self) -> np.ndarray:
         """[F] float64, object units squared."""
@@ -76,6 +75,11 @@ class Surface:
         center = 0.5 * (axes.min(axis=1) + axes.max(axis=1)).astype(np.float64)
         squared = (x - center[0]) ** 2 + (y - center[1]) ** 2 + (z - center[2]) ** 2
         return center, float(np.sqrt(squared.max()))
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Vectors [N, 3] made one long; what has no length stays nothing."""
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-20)
 
 
 def surface_of(mesh: Any) -> Surface:

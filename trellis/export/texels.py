@@ -9,6 +9,7 @@ import torch
 
 from trellis import backends
 from trellis.export.gutter import dilate
+from trellis.export.surface import unit
 from trellis.export.unwrap import Atlas
 from trellis.renderers import mesh_raster
 
@@ -24,7 +25,7 @@ class Texels:
         size: side of the texture.
         rows, columns: [T] int64 place in the image, row 0 at the top (v = 1).
         positions: [T, 3] float32 on the surface, object frame.
-        normals: [T, 3] float32, unit normal of the texel's triangle.
+        normals: [T, 3] float32, unit normal of the texel's triangle, or what `texels_of` was given instead.
     """
 
     size: int
@@ -37,37 +38,46 @@ class Texels:
         return len(self.rows)
 
 
-def texels_of(atlas: Atlas, size: int, device: torch.device | str = "cpu") -> Texels:
+def texels_of(
+    atlas: Atlas, size: int, device: torch.device | str = "cpu", normals: np.ndarray | None = None
+) -> Texels:
     """Rasterise the atlas in texture space; a sliver that no texel centre hits gets the empty texels it passes.
 
-    `device` is where to rasterise.
+    Args:
+        device: where to rasterise.
+        normals: [V, 3] float32 of the atlas' vertices, to be interpolated; None for those of the triangles.
     """
     device = backends.place("mesh_rasterisation", device)
     screen = np.stack([atlas.uvs[:, 0] * size, (1 - atlas.uvs[:, 1]) * size, np.ones(len(atlas.uvs))], axis=1)
-    arrays = screen.astype(np.float32), atlas.faces, atlas.vertices
-    points, faces, vertices = (torch.from_numpy(array).to(device) for array in arrays)
+    values = atlas.vertices if normals is None else np.concatenate([atlas.vertices, normals], axis=1)
+    arrays = screen.astype(np.float32), atlas.faces, values
+    points, faces, attributes = (torch.from_numpy(array).to(device) for array in arrays)
     raster = mesh_raster.rasterize(points, faces, size, size)
-    grid = mesh_raster.interpolate(vertices, points, faces, raster).cpu().numpy()
+    grid = mesh_raster.interpolate(attributes, points, faces, raster).cpu().numpy()
     ids = raster.face_ids.cpu().numpy().copy()
-    _add_slivers(atlas, screen[:, :2], ids, grid)
+    _add_slivers(values[atlas.faces], screen[atlas.faces, :2], ids, grid)
     covered = np.flatnonzero(ids >= 0)
     rows, columns = np.divmod(covered, size)
-    normals = atlas.surface.face_normals()
-    return Texels(size, rows, columns, grid.reshape(-1, 3)[covered], normals[ids.reshape(-1)[covered]])
+    found = grid.reshape(size * size, -1)[covered]
+    own = atlas.surface.face_normals()[ids.reshape(-1)[covered]] if normals is None else unit(found[:, 3:])
+    return Texels(size, rows, columns, np.ascontiguousarray(found[:, :3]), own)
 
 
-def _add_slivers(atlas: Atlas, places: np.ndarray, ids: np.ndarray, positions: np.ndarray) -> None:
-    """Enter faces into empty texels of `ids` [S, S] and `positions` [S, S, 3] at a few points of each face.
+def _add_slivers(corners: np.ndarray, texel_corners: np.ndarray, ids: np.ndarray, values: np.ndarray) -> None:
+    """Enter faces into empty texels of `ids` [S, S] and `values` [S, S, C] at a few points of each face.
 
     Charts thinner than a texel exist, and without a texel of their own they would show their neighbours' colour.
+
+    Args:
+        corners: [F, 3, C] values at the faces' corners.
+        texel_corners: [F, 3, 2] where those are in the texture, in texels.
     """
     size = len(ids)
-    corners, texel_corners = atlas.vertices[atlas.faces], places[atlas.faces]
     for weights in _SPREAD:
         column, row = np.floor(np.einsum("k,fkc->fc", weights, texel_corners)).astype(np.int64).clip(0, size - 1).T
         empty = np.flatnonzero(ids[row, column] < 0)
         ids[row[empty], column[empty]] = empty
-        positions[row[empty], column[empty]] = np.einsum("k,fkc->fc", weights, corners[empty]).astype(np.float32)
+        values[row[empty], column[empty]] = np.einsum("k,fkc->fc", weights, corners[empty]).astype(np.float32)
 
 
 def paint(texels: Texels, colors: np.ndarray) -> np.ndarray:
