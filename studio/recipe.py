@@ -126,6 +126,7 @@ class Recipe:
                     surfaces, decoded[0], s, report, prepared, with_stated(conditions.cameras, self.stated),
                     pipeline.device,
                 ),
+                [self[name].key for name in ("mesh", "decode", "cameras")],  # the last covers the views' pixels
             )  # fmt: skip
         else:
             self._add(
