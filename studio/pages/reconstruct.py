@@ -144,14 +144,15 @@ class ReconstructPage:
     def open_outputs(self) -> list[Any]:
         """What `open_updates` fills."""
         return [
-            self.status, self.generate, self.check, self.rebake, self.use_cameras, self.cancel, self.photos.strip,
-            self.empty, self.cameras, self.result, self.model, self.turntable, self.photographs, self.run_cameras,
-            self.checks, self.files, self.link, *self.rebake_controls.components,
+            self.status, self.generate, self.check, self.rebake, self.use_cameras, self.cancel, self.empty,
+            self.cameras, self.result, self.model, self.turntable, self.photographs, self.run_cameras, self.checks,
+            self.files, self.link, *self.rebake_controls.components,
         ]  # fmt: skip
 
     def on_load(self, event: Any) -> None:
         """After the page's load event has attached the session: show it, and follow its job if there is one."""
-        outputs = [*self.open_outputs, self.preset.radio, *self.controls.components]
+        # The photos are shown here alone: what comes late from a job's end must not take back what was added since.
+        outputs = [*self.open_outputs, self.photos.strip, self.preset.radio, *self.controls.components]
         shown = event.then(self._restore, None, outputs, **_LIGHT)
         self._follow_after(shown)
         self.photos.look_after(shown)
@@ -310,14 +311,14 @@ class ReconstructPage:
         # The first time, too: what Gradio shows for a number that is not given yet is a zero.
         settings = session.settings or apply_preset(session.preset, self._service.defaults)
         controls = self.controls.values_of(settings)
-        return [*self.open_updates(session, True), self.preset.update(session), *controls]
+        return [*self.open_updates(session, True), strip(session.photos), self.preset.update(session), *controls]
 
     def open_updates(self, session: Session, new: bool) -> list[Any]:
         """Values for `open_outputs`. `new`: there is another result than before; else the shown one stays untouched."""
         work = session.works.get(WORK)
         busy = work is not None and not work.ended
         buttons = [gr.update(interactive=not busy)] * 4
-        head = [self._status(session, work), *buttons, gr.update(interactive=busy), strip(session.photos)]
+        head = [self._status(session, work), *buttons, gr.update(interactive=busy)]
         view = self._view(session)
         there = view is not None
         panel = self._cameras_html(session)
