@@ -17,7 +17,7 @@ from scipy.spatial import cKDTree
 from studio.stages import PreparedView
 from trellis.export.gltf import TexturedMesh
 from trellis.export.texels import Texels, paint, texels_of
-from trellis.export.unlit import render_textured
+from trellis.export.unlit import interpolated, looked_up
 from trellis.export.unwrap import Atlas
 from trellis.pipelines.image_files import OPAQUE
 from trellis.renderers import mesh_raster
@@ -84,13 +84,12 @@ def turntable_frames(asset: TexturedMesh, coverage: Coverage, frames: int, size:
     """The coloured classes as a turntable, a little shaded: `frames` images [size, size, 3] uint8."""
     cameras = turntable(frames, size=size)
     picture = coverage.picture
-    # A normal map in the same charts, so that one lookup gives colour and another the shading.
-    normals = ((asset.normals + 1) * 127.5).astype(np.float32)
+    attributes = np.concatenate([asset.uvs, asset.normals], axis=1)
     images = []
     for k in range(frames):
-        color, mask = render_textured(asset, picture, cameras, k)
-        facing = _interpolated(asset, normals, cameras, k) / 127.5 - 1
-        cosine = np.abs(facing @ cameras.directions[k].numpy())
+        seen, mask = interpolated(asset, attributes, cameras, k)
+        color = looked_up(picture, seen[..., :2]) * mask[..., None]
+        cosine = np.abs(seen[..., 2:] @ cameras.directions[k].numpy())
         shade = 1 - _SHADE * (1 - cosine.clip(0, 1))
         image = color * shade[..., None] + 0.93 * (1 - mask[..., None])
         images.append((image * 255 + 0.5).clip(0, 255).astype(np.uint8))
@@ -131,13 +130,3 @@ def _near_observed(texels: Texels, classes: np.ndarray, reach: float) -> np.ndar
     nearest = observed[np.where(found, nearest, 0)]
     same_way = np.einsum("tk,tk->t", texels.normals[invented], texels.normals[nearest]) > _SAME_WAY
     return invented[found & same_way]
-
-
-def _interpolated(asset: TexturedMesh, attributes: np.ndarray, cameras: Cameras, index: int) -> np.ndarray:
-    height, width = cameras.height_width(index)
-    faces = torch.from_numpy(asset.faces)
-    with torch.no_grad():
-        vertices = torch.from_numpy(asset.vertices)
-        screen = mesh_raster.project(vertices, cameras.extrinsics[index], cameras.intrinsics[index])
-        raster = mesh_raster.rasterize(screen, faces, height, width)
-        return mesh_raster.interpolate(torch.from_numpy(attributes), screen, faces, raster).numpy()

@@ -8,6 +8,7 @@ import io
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import gradio as gr
 import pytest
@@ -18,6 +19,7 @@ from studio.events import CamerasFound, Note
 from studio.pages.controls import SettingControls
 from studio.pages.follow import FollowedJob, until_idle
 from studio.pages.photos import Photos
+from studio.pages.reconstruct import ReconstructPage
 from studio.pages.sessions import Sessions
 from studio.presets import PRESETS, apply_preset, preset_keys
 from studio.settings import leaves, make_settings
@@ -129,6 +131,19 @@ def test_a_page_does_not_rest_while_a_job_runs_that_began_as_it_settled():
     with ThreadPoolExecutor(1) as thread:
         thread.submit(asyncio.run, look()).result(60)
     assert shown[0] == "settled False" and shown[-1] == "settled True" and "running" in shown
+
+
+def test_the_end_of_a_job_leaves_the_photos_on_the_page_alone(files):
+    """Its answer may come after that of photos which were added meanwhile."""
+    session = Sessions().attach("page", None)
+    session.photos.add(files)
+    with gr.Blocks():
+        page = ReconstructPage(SimpleNamespace(defaults=make_settings({})), Sessions())
+    assert page.photos.strip not in page.open_outputs
+    for new in (False, True):
+        updates = page.open_updates(session, new)
+        assert len(updates) == len(page.open_outputs)
+        assert not any('class="strip"' in update for update in updates if isinstance(update, str))
 
 
 def test_a_preset_leaves_alone_what_it_does_not_decide():

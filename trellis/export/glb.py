@@ -12,6 +12,7 @@ from PIL import Image
 
 from trellis.errors import InputError
 from trellis.export.frame import to_gltf_frame
+from trellis.export.surface import unit
 
 if TYPE_CHECKING:
     from trellis.export.gltf import TexturedMesh
@@ -38,8 +39,7 @@ def glb_bytes(mesh: TexturedMesh, scale: float = 1.0, image_format: str = "png")
     if image_format not in IMAGE_FORMATS:
         raise InputError(f"The texture of a GLB is stored as one of {IMAGE_FORMATS}, not {image_format!r}.")
     file = _Buffer()
-    normals = to_gltf_frame(mesh.normals).astype(np.float64)
-    normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-20)
+    normals = unit(to_gltf_frame(mesh.normals).astype(np.float64))
     attributes = {
         "POSITION": file.add_accessor(to_gltf_frame(mesh.vertices) * scale, "VEC3", bounds=True),
         "NORMAL": file.add_accessor(normals, "VEC3"),

@@ -19,6 +19,7 @@ from trellis.errors import InputError
 from trellis.export.bake import DEPTH_TOLERANCE, SeenColors
 from trellis.export.surface import unit
 from trellis.export.texels import Texels
+from trellis.export.topology import position_ids
 from trellis.export.unwrap import Atlas
 from trellis.export.views import Looker
 from trellis.renderers.cameras import Cameras
@@ -136,15 +137,15 @@ def calm_normals(atlas: Atlas) -> np.ndarray:
     How frontal a photograph looks must follow the shape: the noise of single triangles would take neighbouring texels
     from different photographs, which speckles the texture wherever the cameras are not exact.
     """
-    _, place = np.unique(atlas.vertices, axis=0, return_inverse=True)  # chart borders repeat vertices
-    faces = place.reshape(-1)[atlas.faces]
+    place = position_ids(atlas.vertices)  # chart borders repeat vertices
+    faces = place[atlas.faces]
     around = sparse.csr_matrix((np.ones(faces.size), (faces.ravel(), np.arange(faces.size) // 3)))
     vectors = atlas.surface.face_vectors()
     areas = np.linalg.norm(vectors, axis=1, keepdims=True)
     for _ in range(_ROUNDS):
         normals = unit(around @ vectors)
         vectors = areas * unit(normals[faces].mean(axis=1))
-    return unit(around @ vectors)[place.reshape(-1)].astype(np.float32)
+    return unit(around @ vectors)[place].astype(np.float32)
 
 
 def match_exposures(seen: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], num_texels: int) -> np.ndarray:
