@@ -1,6 +1,7 @@
-"""Put trained networks into the published folder layout.
+"""Put trained networks into the published folder layout, and take them out of it for further training.
 
     python -m training.assemble --runs runs --out assets/mini --encoders training/encoders
+    python -m training.assemble --runs runs --take-apart assets/mini training/encoders
 
 The encoders of both autoencoders are of use to further training only, so they lie apart from what users download.
 """
@@ -14,7 +15,7 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 
 from training.settings import sizes
-from trellis.pipelines.quantisation import quantise
+from trellis.pipelines.quantisation import dequantise, quantise
 
 # key in pipeline.json: (file stem, class, run, network, settings key)
 PARTS = {
@@ -31,6 +32,7 @@ EXTRA = {
     "image_cond_model": ("dinov2", "DinoVisionTransformer", "image_encoder", "dinov2", "dinov2"),
 }
 ENCODERS = {("structure_vae", "encoder"): "ss_enc", ("latent_vae", "encoder"): "slat_enc"}  # run, network: file stem
+FLOWS = "structure_flow", "latent_flow"  # runs whose networks no other script reads
 # What the shape is to be is decided above t = 0.9 (training/LOG.md): one step from there to here is worth ten.
 STRUCTURE_PARAMS = {
     "steps": 2, "cfg_strength": 4.0, "cfg_interval": [0.5, 1.0], "rescale_t": 1.0, "guidance_rescale": 0.0,
@@ -79,13 +81,33 @@ def keep_encoders(runs: Path, out: Path) -> None:
         save_file(quantise(load_file(runs / run / f"{network}.safetensors")), out / "ckpts" / f"{stem}.safetensors")
 
 
+def take_apart(folders: list[Path], runs: Path) -> None:
+    """Write to `runs` what the scripts read of each other, from the first of `folders` that has it: the autoencoders,
+    the image encoder and VGGT. The flows are left out; they start from an assembled checkpoint with `--init`."""
+    files = ENCODERS | {(run, network): stem for stem, _, run, network, _ in {**PARTS, **EXTRA}.values()}
+    for (run, network), stem in files.items():
+        if run not in FLOWS:
+            paths = [folder / "ckpts" / f"{stem}.safetensors" for folder in folders]
+            weights = dequantise(load_file(next(path for path in paths if path.exists())))
+            (runs / run).mkdir(parents=True, exist_ok=True)
+            save_file(weights, runs / run / f"{network}.safetensors")
+    pipeline = next(file for folder in folders if (file := folder / "pipeline.json").exists())
+    statistics = json.loads(pipeline.read_text())["args"]["slat_normalization"]
+    (runs / "latent_vae" / "normalization.json").write_text(json.dumps(statistics, indent=1))
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--encoders", type=Path, help="also write the encoders, to this folder")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--out", type=Path)
+    what.add_argument("--take-apart", type=Path, nargs="+", metavar="CHECKPOINT")
+    parser.add_argument("--encoders", type=Path, help="with --out: also write the encoders, to this folder")
     parser.add_argument("--tiny", action="store_true")
     args = parser.parse_args(argv)
+    if args.take_apart:
+        take_apart(args.take_apart, args.runs)
+        return
     assemble(args.runs, args.out, args.tiny)
     if args.encoders:
         keep_encoders(args.runs, args.encoders)

@@ -74,9 +74,17 @@ class ReadOut(nn.Module):
         return self.read(hidden)
 
 
-def sample_times(count: int, generator: torch.Generator, device: torch.device, mean: float = 1.0) -> Tensor:
-    """Logit-normal times (deviation 1; Esser et al. 2024), the more of them in much noise the greater the mean."""
-    return torch.sigmoid(mean + torch.randn(count, generator=generator, device=device))
+def sample_times(
+    scenes: int, draws: int, generator: torch.Generator, device: torch.device, mean: float = 1.0
+) -> Tensor:
+    """Times [draws * scenes], draw by draw: 1 in the first, logit-normal (deviation 1; Esser et al. 2024) in the others.
+
+    Where all is noise, the first step of any schedule, the views alone have to say what the object is; the greater the
+    mean, the more of the other times are near there.
+    """
+    times = torch.sigmoid(mean + torch.randn(draws, scenes, generator=generator, device=device))
+    times[0] = 1
+    return times.flatten()
 
 
 def noised(data: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:

@@ -46,7 +46,10 @@ class GraphedStep:
         inputs = {name: value.clone() for name, value in batch.items()}
         graph = torch.cuda.CUDAGraph()
         # One pool for all: whatever a replay leaves in it is read, and copied, before the next one.
-        with torch.cuda.graph(graph, pool=self.pool, stream=torch.cuda.current_stream()):
+        # Thread-local, for the thread that watches over NCCL may do as it likes meanwhile.
+        with torch.cuda.graph(
+            graph, pool=self.pool, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"
+        ):
             output = self.step(inputs)
         self.pool = graph.pool()
         return list(inputs.values()), graph, output

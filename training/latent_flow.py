@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> None:
         data = (voxels.latent(z.feats) - mean) / std
         owner = voxels.coords[:, 0].long()
         rows = equal_rows(owner, scenes, wanted, run.generator).repeat(DRAWS, 1)  # [count, wanted]
-        time = sample_times(count, run.generator, run.device)
+        time = sample_times(scenes, DRAWS, run.generator, run.device)
         # Repeated voxels must also repeat their noise, or they would give each other away.
         noise = torch.randn(DRAWS, *data.shape, generator=run.generator, device=run.device)
         noise = noise[torch.arange(count, device=run.device)[:, None] // scenes, rows]

@@ -130,6 +130,8 @@ def main(argv: list[str] | None = None) -> None:
 
     # Every batch has its own number of voxels, so its steps cannot be recorded.
     run.train({"encoder": encoder, "gs": gaussians, "mesh": mesh}, draw, losses, graphs=False)
+    if run.peers.rank:
+        return
     encoder.load_state_dict({k[8:]: v for k, v in run.average.items() if k.startswith("encoder.")})
     if args.keep_decoders:
         pipeline = next(file for folder in args.init if (file := folder / "pipeline.json").exists())

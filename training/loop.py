@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from training.assemble import ENCODERS, EXTRA, PARTS
 from training.data.objects import ObjectLibrary
 from training.graphs import Batch, GraphedStep, drawn_ahead
+from training.peers import Peers
 from training.settings import Sizes, sizes
 from trellis import backends
 from trellis.modules.transformer import TransformerCrossBlock
@@ -66,13 +67,14 @@ class Run:
     def __init__(self, name: str, args: argparse.Namespace):
         self.name, self.args = name, args
         self.started = time.monotonic()
-        self.device = torch.device(args.device)
+        self.peers = Peers(torch.device(args.device))
+        self.device = self.peers.device
         self.sizes: Sizes = sizes(args.tiny)
         torch.manual_seed(args.seed)
         torch.set_float32_matmul_precision("high")
         # cuDNN's attention plans anew for every length, which takes longer than the attention itself.
         torch.backends.cuda.enable_cudnn_sdp(False)
-        self.generator = torch.Generator(device=self.device).manual_seed(args.seed + 1)
+        self.generator = torch.Generator(device=self.device).manual_seed(args.seed + 1 + 1000 * self.peers.rank)
         self.library = ObjectLibrary(args.data, self.device, limit=args.objects)
         self.networks = nn.ModuleDict()
         self.average: dict[str, Tensor] = {}
@@ -138,11 +140,12 @@ class Run:
         self.loop_started = last_log = last_export = time.monotonic()
         with _own_stream() if on_gpu else nullcontext():  # the default one cannot be recorded
             batches = drawn_ahead(draw, self.step, self.device)
-            while (progress := self.progress()) < 1:
+            while (progress := self.peers.agreed(self.progress(), self.step)) < 1:
                 self.rate.fill_(self.args.lr * self._schedule(progress))
                 self.losses.append(take_step(next(batches)))
-                self._average()
                 self.step += 1
+                self.peers.meet(self.networks, self.step)
+                self._average()
                 if time.monotonic() - last_log > 15:
                     last_log = time.monotonic()
                     self._log()
@@ -151,6 +154,7 @@ class Run:
                     self.export()
         if on_gpu:
             torch.cuda.synchronize(self.device)
+        self.peers.leave()
         self._log()
         self.save()
 
@@ -202,12 +206,16 @@ class Run:
     def _log(self) -> None:
         means = torch.stack(self.losses[-200:]).mean(0).tolist() if self.losses else []
         self.losses = []
+        if self.peers.rank:
+            return
         text = " ".join(f"{k} {v:.4f}" for k, v in zip(self.names, means, strict=False))
         rate = self.step / max(time.monotonic() - self.loop_started, 1e-6)
         print(f"[{self.name}] {self.progress():.0%} step {self.step} ({rate:.1f}/s) {text}", flush=True)
 
     def export(self) -> None:
-        """Write the averaged weights of each network, in float16."""
+        """Write the averaged weights of each network, in float16; of several processes the first does so."""
+        if self.peers.rank:
+            return
         for network in self.networks:
             prefix = network + "."
             weights = {k[len(prefix) :]: _half(v) for k, v in self.average.items() if k.startswith(prefix)}
@@ -218,6 +226,8 @@ class Run:
     def save(self) -> None:
         """Export, and write the state needed to go on: weights, averages and the optimiser's moments."""
         self.export()
+        if self.peers.rank:
+            return
         state = {f"weight/{k}": v.contiguous().clone() for k, v in self.networks.state_dict().items()}
         state |= {f"average/{k}": v.contiguous().clone() for k, v in self.average.items()}
         for name, parameter in self.networks.named_parameters():

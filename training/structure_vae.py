@@ -41,6 +41,17 @@ def unit_latent(weights: dict[str, torch.Tensor], std: torch.Tensor) -> None:
     weights["decoder.input_layer.weight"] *= scale.transpose(0, 1)
 
 
+def overlap_losses(logits: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy and Dice loss of each object, two [B]; occupancy logits and grid [B, 1, R, R, R]."""
+    every = (1, 2, 3, 4)
+    cross_entropy = F.binary_cross_entropy_with_logits(
+        logits, grid, pos_weight=torch.full_like(logits[:1], 2.0), reduction="none"
+    ).mean(every)
+    probability = logits.sigmoid()
+    overlap = (probability * grid).sum(every)
+    return cross_entropy, 1 - (2 * overlap + 1) / (probability.sum(every) + grid.sum(every) + 1)
+
+
 def main(argv: list[str] | None = None) -> None:
     args = parser(__doc__, minutes=1.5, learning_rate=2e-3, autoencoder=True).parse_args(argv)
     run = Run("structure_vae", args)
@@ -69,17 +80,14 @@ def main(argv: list[str] | None = None) -> None:
         with run.autocast():
             logits = decoder(z)
         logits = logits.float()
-        probability = logits.sigmoid()
-        overlap = (probability * grid).sum((1, 2, 3, 4))
-        dice = 1 - (2 * overlap + 1) / (probability.sum((1, 2, 3, 4)) + grid.sum((1, 2, 3, 4)) + 1)
+        bce, dice = overlap_losses(logits, grid)
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-        bce = F.binary_cross_entropy_with_logits(logits, grid, pos_weight=torch.full_like(logits[:1], 2.0))
         hit = logits > 0
         union = (hit | (grid > 0)).sum((1, 2, 3, 4)).clamp(min=1)
         run.watch("IoU", ((hit & (grid > 0)).sum((1, 2, 3, 4)) / union).median())
         spread = mean.detach().std((0, 2, 3, 4))
         run.watch("deviation", spread.mean())
-        return {"bce": 4 * bce, "dice": dice.mean(), "kl": KL_WEIGHT * kl}
+        return {"bce": 4 * bce.mean(), "dice": dice.mean(), "kl": KL_WEIGHT * kl}
 
     run.train({"encoder": encoder, "decoder": decoder}, draw, losses)
     if len(spread) and not args.keep_decoders:  # nor if the time was up before the first step

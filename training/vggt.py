@@ -157,7 +157,7 @@ def main(argv: list[str] | None = None) -> None:
 
     def draw(step: int) -> Batch:
         per_scene = VIEWS[step % len(VIEWS)]
-        scenes = run.batch(IMAGES) // per_scene
+        scenes = max(1, run.batch(IMAGES) // per_scene)
         dense, flows = max(1, scenes // DENSE_SHARE), min(scenes, run.batch(STRUCTURE_SCENES))
         instances = run.library.random_instances(scenes, run.generator)
         views = random_views(instances, per_scene, run.sizes.image_size, run.generator, **TRAINING_AZIMUTHS)
