@@ -33,9 +33,10 @@ EXTRA = {
 }
 ENCODERS = {("structure_vae", "encoder"): "ss_enc", ("latent_vae", "encoder"): "slat_enc"}  # run, network: file stem
 FLOWS = "structure_flow", "latent_flow"  # runs whose networks no other script reads
-# What the shape is to be is decided above t = 0.9 (training/LOG.md): one step from there to here is worth ten.
+# The structure's flow is trained to say in one step, without guidance, what the views allow (training/LOG.md, run 5);
+# from there it starts no second one.
 STRUCTURE_PARAMS = {
-    "steps": 2, "cfg_strength": 4.0, "cfg_interval": [0.5, 1.0], "rescale_t": 1.0, "guidance_rescale": 0.0,
+    "steps": 1, "cfg_strength": 1.0, "cfg_interval": [0.5, 1.0], "rescale_t": 1.0, "guidance_rescale": 0.0,
 }
 LATENT_PARAMS = {
     "steps": 2, "cfg_strength": 1.0, "cfg_interval": [0.5, 1.0], "rescale_t": 1.0, "guidance_rescale": 0.0,
@@ -68,7 +69,6 @@ def assemble(runs: Path, out: Path, tiny: bool = False) -> None:
             "image_resolution": sizes(tiny).image_size,
             "camera_frame": "object",
             "structure_fill": 12,
-            "structure_candidates": 4,
         },
     }
     (out / "pipeline.json").write_text(json.dumps(pipeline, indent=2) + "\n")
