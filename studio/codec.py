@@ -70,7 +70,7 @@ _CLASSES: dict[type, tuple[Callable[[Any], dict[str, Any]], Callable[..., Any]]]
     ),
     Surface: (_fields("vertices", "faces", "colors"), Surface),
     TexturedMesh: (_fields("vertices", "faces", "uvs", "normals", "texture"), TexturedMesh),
-    PreparedView: (_fields("name", "image", "cut_out_by", "notes", "crop"), PreparedView),
+    PreparedView: (_fields("name", "image", "cut_out_by", "notes", "crop", "sharp"), PreparedView),
     **{
         kind: (_parts, kind)
         for kind in (Asset, Material, RefineResult, Registration, Similarity, Surfaces, TexturedGeometry, ViewPlacement,

@@ -8,16 +8,16 @@ from typing import Any
 
 from studio.settings import ReconstructSettings
 
-MESH, SPLATS, VIDEO, CAMERAS, RUN, VIEWS = (
-    "mesh.glb", "gaussian.ply", "turntable.mp4", "transforms.json", "run.json", "views",
+MESH, SPLATS, VIDEO, CAMERAS, RUN, VIEWS, PHOTOS = (
+    "mesh.glb", "gaussian.ply", "turntable.mp4", "transforms.json", "run.json", "views", "photos",
 )  # fmt: skip
 COVERAGE_MAP, COVERAGE_MESH, COVERAGE_VIDEO, COVERAGE_DATA, RENDERS, EXPORTS = (
     "coverage.png", "coverage.glb", "coverage.mp4", "coverage.npz", "renders", "exports",
 )  # fmt: skip
 # Everything that a run may leave in its folder.
 WRITTEN = (
-    MESH, SPLATS, VIDEO, CAMERAS, VIEWS, COVERAGE_MAP, COVERAGE_MESH, COVERAGE_VIDEO, COVERAGE_DATA, RENDERS, EXPORTS,
-    RUN,
+    MESH, SPLATS, VIDEO, CAMERAS, VIEWS, PHOTOS, COVERAGE_MAP, COVERAGE_MESH, COVERAGE_VIDEO, COVERAGE_DATA, RENDERS,
+    EXPORTS, RUN,
 )  # fmt: skip
 
 

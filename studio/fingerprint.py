@@ -62,12 +62,12 @@ def pace_key(weights: Mapping[str, str], device: str, threads: int) -> str:
 
 
 def view_key(view: View) -> str:
-    """A hash of a view: the bytes of its file and of its mask, or its pixels. Its stated camera is no part of it.
+    """A hash of a view: the bytes of its files (of its mask too), or its pixels. Its stated camera is no part of it.
 
     Raises OSError if a file cannot be read.
     """
     digest = hashlib.sha256(view.name.encode())
-    for source in (view.source, view.mask):
+    for source in (view.source, view.mask, view.sharp):
         if isinstance(source, Image.Image):
             digest.update(f"{source.mode} {source.size}".encode())
             digest.update(source.tobytes())

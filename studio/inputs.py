@@ -63,6 +63,7 @@ class View:
         mask: a file whose bright pixels mark the object, or None.
         earlier: what is known of a view that is cut out, centred and of the networks' resolution already, as in a
             finished run's views folder; None for a photograph.
+        sharp: of such a view, a file with the same square at more pixels, or None.
         camera: if a person states it, that of the view once it has been cut out and centred, or that of the photograph
             in a frame of its own (then all views of a job state theirs); None has it found.
     """
@@ -72,6 +73,7 @@ class View:
     mask: Path | None = None
     earlier: Earlier | None = None
     camera: ViewCamera | PhotoCamera | None = None
+    sharp: Path | None = None
 
     def open(self) -> Image.Image:
         """The picture, upright, 8 bits a channel, RGBA if it has transparency or a mask.

@@ -30,6 +30,7 @@ from studio.events import JobError
 from studio.settings import ReconstructSettings
 from studio.stages import CHUNK, STAGES
 from trellis.modules import launch_graph
+from trellis.pipelines.image_preparation import SHARP_SIDE
 from trellis.pipelines.trellis_vggt_to_3d import TrellisVGGTTo3DPipeline
 
 # The networks that each stage runs; "image_cond_model" stays where it is, for the pipeline's device is its device.
@@ -129,8 +130,9 @@ def predict(
     shape = halves * grid * flow_width * _WIDE + 2 * known * flow_width * len(flow.blocks)
     detail = (1 if pipeline.device.type == "cpu" else halves) * voxels * latent_flow.model_channels * _WIDE
     detail += 2 * patches * latent_flow.model_channels * len(latent_flow.blocks)
-    # What each photograph shows of the texture: some third of the texels, of each nine numbers.
-    photographs = 3 * size.views * settings.texture_size**2 if settings.texture_source == "photographs" else 0
+    # What each photograph shows of the texture: some third of the texels, of each nine numbers. And itself, with alpha.
+    painting = settings.texture_source == "photographs"
+    photographs = size.views * (3 * settings.texture_size**2 + 4 * SHARP_SIDE**2) if painting else 0
     floats = {
         "prepare": 3 * size.pixels,  # 12 bytes: as read, with alpha, and turned upright or masked
         "cameras": reading + conditions,

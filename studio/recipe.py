@@ -126,7 +126,8 @@ class Recipe:
                     surfaces, decoded[0], s, report, prepared, with_stated(conditions.cameras, self.stated),
                     pipeline.device,
                 ),
-                [self[name].key for name in ("mesh", "decode", "cameras")],  # the last covers the views' pixels
+                [*(self[name].key for name in ("mesh", "decode", "cameras")),
+                 images_key(view.sharpest for view in self["prepare"].value())],
             )  # fmt: skip
         else:
             self._add(

@@ -103,9 +103,10 @@ def _record_of(folder: Path) -> dict[str, Any]:
 def _views_of(record: dict[str, Any], folder: Path) -> Iterable[View]:
     """The views of a finished run, by the names that its job gave them."""
     for entry in record["views"]:
-        name = entry.get("file") if isinstance(entry, dict) else None
-        if name is None:  # a refinement's view that had been left out
+        if not isinstance(entry, dict) or entry.get("file") is None:  # a refinement's view that had been left out
             continue
+        # What of a view has the most pixels; its camera is known by the file's name, which is the same.
+        name = entry.get("photo") or entry["file"]
         file = (folder / str(name)).resolve()
         if folder.resolve() not in file.parents or not file.is_file():
             raise InputError(f"The run's view '{name}' is missing beside its {RUN}.")

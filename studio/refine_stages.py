@@ -90,8 +90,9 @@ def open_views(
     if cameras is None:
         prepared = stages.prepare(photos, pipeline, lambda step, of, preview=None: report(step, of + 1, preview))
         found = stages.cameras(prepared, pipeline, lambda step, of, preview=None: None).cameras
-        images, masks = zip(*(_planes(view.image) for view in prepared), strict=True)
-        views = Views(found, images, masks, [view.name for view in prepared], predicted=True)
+        images, masks = zip(*(_planes(_shrunk(view.sharpest, settings)) for view in prepared), strict=True)
+        sized = Cameras.cat([camera.scaled(*image.shape[1:]) for camera, image in zip(found, images, strict=True)])
+        views = Views(sized, images, masks, [view.name for view in prepared], predicted=True)
     elif photos:
         views = _matched(photos, cameras, settings, report)
     else:
@@ -250,8 +251,7 @@ def _matched(photos: tuple[View, ...], cameras: Path, settings: RefineSettings, 
         if key in pictures:
             raise InputError(f"Two photos are called '{key}'; their cameras could not be told apart.")
         try:
-            image = view.open()
-            image.thumbnail((2 * settings.resolution,) * 2)  # 32 photographs at full size would fill gigabytes
+            image = _shrunk(view.open(), settings)
             pictures[key] = _planes(image if has_usable_alpha(image) else cut_out(image))
         except InputError as error:
             sentences.append(str(error) if view.name in str(error) else f"'{view.name}': {error}")
@@ -260,6 +260,13 @@ def _matched(photos: tuple[View, ...], cameras: Path, settings: RefineSettings, 
         raise BadViewsError(sentences)
     views = load_views(cameras, pictures=pictures)
     return replace(views, names=[view.name for view in photos])
+
+
+def _shrunk(image: Image.Image, settings: RefineSettings) -> Image.Image:
+    """A copy with at most twice the pixels that are compared: 32 photographs at full size would fill gigabytes."""
+    image = image.copy()
+    image.thumbnail((2 * settings.resolution,) * 2)
+    return image
 
 
 def _planes(image: Image.Image) -> tuple[torch.Tensor, torch.Tensor]:

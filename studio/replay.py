@@ -59,20 +59,16 @@ def job_of_run(
     changes: flat settings by key that shall differ. cameras: see `revise`. Raises InputError if a view is gone or no
     longer what it was.
     """
-    from studio.report import sha256
-
     if cameras is not None and len(cameras) != len(record["views"]):
         raise InputError(f"The run has {len(record['views'])} views, but {len(cameras)} cameras came.")
     views = []
     for index, entry in enumerate(record["views"]):
         name = str(entry.get("file")) if isinstance(entry, dict) else ""
-        file = (folder / name).resolve()
-        if not name or folder.resolve() not in file.parents or not file.is_file():
-            raise InputError(f"The run's view '{name}' is missing beside its run.json.")
-        if sha256(file) != record["files"].get(name):
-            raise InputError(f"The run's view '{name}' has been changed since.")
+        file = _kept(record, folder, name)
+        photo = entry.get("photo")  # earlier versions kept none
+        sharp = None if photo is None else _kept(record, folder, str(photo))
         camera = _stated_camera(entry, name) if cameras is None else cameras[index]
-        views.append(View(str(entry.get("name", name)), file, earlier=_earlier(entry), camera=camera))
+        views.append(View(str(entry.get("name", name)), file, earlier=_earlier(entry), camera=camera, sharp=sharp))
     settings = make_settings(changes or {}, settings_from_json(record["settings"]))
     return make_job(views, settings, out_dir, formats=formats, use_cache=use_cache, user=user)
 
@@ -102,6 +98,18 @@ def revise(
     record, folder = read_run(finished)
     return job_of_run(record, folder, folder if out_dir is None else out_dir, changes, formats, user=user,
                       cameras=cameras)  # fmt: skip
+
+
+def _kept(record: Mapping[str, Any], folder: Path, name: str) -> Path:
+    """A picture that a run left in its folder. Raises InputError if it is gone or no longer what it was."""
+    from studio.report import sha256
+
+    file = (folder / name).resolve()
+    if not name or folder.resolve() not in file.parents or not file.is_file():
+        raise InputError(f"The run's view '{name}' is missing beside its run.json.")
+    if sha256(file) != record["files"].get(name):
+        raise InputError(f"The run's view '{name}' has been changed since.")
+    return file
 
 
 def _stated_camera(entry: Mapping[str, Any], name: str) -> ViewCamera | None:

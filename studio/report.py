@@ -20,7 +20,7 @@ import torch
 from studio import __version__, memory
 from studio.backends import chosen
 from studio.engine import Engine
-from studio.events import VIEWS
+from studio.events import PHOTOS, VIEWS
 from studio.fingerprint import code_version
 from studio.settings import ReconstructSettings
 from studio.stages import PreparedView
@@ -95,6 +95,11 @@ class PeakMemory(AbstractContextManager):
             self._read()
 
 
+def photo_name(number: int) -> str:
+    """Where a run keeps a prepared view that has more pixels than the networks saw."""
+    return f"{PHOTOS}/{number:03d}.png"
+
+
 def run_record(
     *,
     engine: Engine,
@@ -119,7 +124,8 @@ def run_record(
         photographs: a hash of each view's file, as the job found it.
         camera_frame: "object" if the cameras stand around the asset.
         cameras: of each view whose camera a person states, this one and the one that was found.
-        files: SHA-256 of every other file, by its path in the folder; views come as views/000.png and so on.
+        files: SHA-256 of every other file, by its path in the folder; views come as views/000.png and so on, those
+            with more pixels than the networks saw also as photos/000.png.
         seconds: of the stages that ran; `cached` names those that did not have to.
         peaks: of memory, predicted and measured.
         quality: agreement with the photographs, state of the mesh, coverage.
@@ -139,6 +145,7 @@ def run_record(
             {
                 "name": view.name,
                 "file": f"{VIEWS}/{number:03d}.png",
+                "photo": view.sharp and photo_name(number),
                 "photograph": photograph,
                 "cut_out_by": view.cut_out_by,
                 "notes": list(view.notes),

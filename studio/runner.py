@@ -7,6 +7,7 @@ The folder it fills:
     turntable.mp4     colour beside normals (if frames were asked for, and there is an ffmpeg)
     transforms.json   the camera of each view, for the images in views/
     views/000.png     the views as the networks saw them: cut out, centred, square
+    photos/000.png    the same with more of the photograph's pixels, where there are more
     coverage.png      which parts of the texture were observed, inferred or invented (registered cameras only)
     coverage.glb      the mesh wearing that map
     coverage.mp4      the same as a turntable (likewise)

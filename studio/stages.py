@@ -33,7 +33,8 @@ from trellis.export.surface import Surface, surface_of
 from trellis.modules.sparse import SparseTensor
 from trellis.pipelines.background import rembg_available
 from trellis.pipelines.conditioning import Conditions
-from trellis.pipelines.image_preparation import cut_out, has_usable_alpha, square_crop
+from trellis.pipelines.image_files import open_image
+from trellis.pipelines.image_preparation import SHARP_SIDE, cut_out, has_usable_alpha, sharp_view, square_crop
 from trellis.pipelines.trellis_vggt_to_3d import TrellisVGGTTo3DPipeline
 from trellis.renderers.cameras import Cameras, orbit, turntable
 from trellis.renderers.turntable import encode_video, gaussian_frames, mesh_frames
@@ -77,6 +78,7 @@ VIDEO_BACKGROUND = (0.5, 0.5, 0.5)  # the grey that a picture of normals has whe
 class PreparedView:
     """image: RGBA, square, of the networks' resolution. cut_out_by: "alpha", "rembg" or "grabcut".
 
+    sharp: the same square with more of the photograph's pixels; None if there are no more.
     notes: what may be wrong with the photograph, see `studio.quality`.
     crop: left, top, width and height of what the view shows of the photograph, in parts of its width and height; a
         margin may lie outside. None if that is not known.
@@ -87,6 +89,12 @@ class PreparedView:
     cut_out_by: str
     notes: tuple[quality.Note, ...] = ()
     crop: tuple[float, float, float, float] | None = None
+    sharp: Image.Image | None = None
+
+    @property
+    def sharpest(self) -> Image.Image:
+        """The view with as many pixels as there are."""
+        return self.sharp or self.image
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,11 +158,22 @@ def _cut_out(view: View, image: Image.Image, pipeline: TrellisVGGTTo3DPipeline) 
         if image.size != (pipeline.image_resolution,) * 2:
             raise InputError(f"A prepared view must have {pipeline.image_resolution} pixels a side, not {image.size}.")
         return PreparedView(view.name, image.convert("RGBA"), view.earlier.cut_out_by, view.earlier.notes,
-                            view.earlier.crop)  # fmt: skip
+                            view.earlier.crop, _opened_sharp(view))  # fmt: skip
     method = cut_out_method(image)
-    image = cut_out(image)
-    prepared = pipeline.preprocess_image(image)
-    return PreparedView(view.name, prepared, method, quality.notes_on(image), _crop_of(image))
+    cut = cut_out(image)
+    prepared = pipeline.preprocess_image(cut)
+    sharp = sharp_view(image, cut, pipeline.image_resolution)
+    return PreparedView(view.name, prepared, method, quality.notes_on(cut), _crop_of(cut), sharp)
+
+
+def _opened_sharp(view: View) -> Image.Image | None:
+    """What an earlier run kept of a view beyond the networks' resolution."""
+    if view.sharp is None:
+        return None
+    image = open_image(view.sharp).convert("RGBA")
+    if image.width != image.height or image.width > SHARP_SIDE:
+        raise InputError(f"A prepared view must be square, of at most {SHARP_SIDE} pixels a side, not {image.size}.")
+    return image
 
 
 def _crop_of(image: Image.Image) -> tuple[float, float, float, float] | None:
@@ -250,7 +269,7 @@ def bake(
     `device` draws the splats and compares them with the surface.
     """
     options = ExportOptions()
-    photographs = None if cameras is None else Photographs.of([view.image for view in prepared], cameras)
+    photographs = None if cameras is None else Photographs.of([view.sharpest for view in prepared], cameras)
     total = 1 + options.num_views + (0 if cameras is None else len(cameras))
 
     def painted(stage: str, step: int, of: int) -> None:

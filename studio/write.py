@@ -22,6 +22,7 @@ from studio.events import (
     COVERAGE_VIDEO,
     EXPORTS,
     MESH,
+    PHOTOS,
     RENDERS,
     RUN,
     SPLATS,
@@ -30,7 +31,7 @@ from studio.events import (
 )
 from studio.job import Job
 from studio.recipe import Recipe
-from studio.report import run_record, sha256, write_json
+from studio.report import photo_name, run_record, sha256, write_json
 from studio.view_cameras import ViewCamera
 from trellis.export.bundle import export_files
 from trellis.export.health import mesh_health
@@ -150,11 +151,14 @@ def view_names(count: int) -> list[str]:
 
 
 def _save_views(prepared: list[stages.PreparedView], folder: Path) -> list[str]:
-    """Write the prepared views; returns their names."""
+    """Write the prepared views, and what there is of them in more pixels; returns the names of the former."""
     (folder / VIEWS).mkdir()
     names = view_names(len(prepared))
-    for name, view in zip(names, prepared, strict=True):
+    for number, (name, view) in enumerate(zip(names, prepared, strict=True)):
         view.image.save(folder / name)
+        if view.sharp is not None:
+            (folder / PHOTOS).mkdir(exist_ok=True)
+            view.sharp.save(folder / photo_name(number), compress_level=1)
     return names
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import trimesh
+from PIL import Image
 from shapes import mesh_of, sphere
 
 from trellis.errors import InputError
@@ -107,6 +108,49 @@ def test_photographs_through_the_whole_export(scene):
     assert seen[-1] == ("bake", 13, 13)
     changed = np.abs(asset.texture.astype(int) - plain.texture).max(axis=2) > 10
     assert 0.2 < changed.mean() < 0.9
+
+
+def striped(points):
+    """Eighteen dark and eighteen light ones from the middle of the ball to its rim."""
+    return np.repeat(0.5 + 0.4 * np.sign(np.sin(280 * points[..., :1])), 3, axis=-1)
+
+
+def views_of_stripes(atlas, cameras, side):
+    """Photographs as Photographs.of takes them: drawn at twice the size and averaged."""
+    vertices, faces = torch.from_numpy(atlas.vertices), torch.from_numpy(atlas.faces)
+    views = []
+    for k in range(len(cameras)):
+        view = mesh_raster.render_mesh(vertices, faces, vertices, cameras[k].scaled(2 * side, 2 * side), 0,
+                                       antialiased=False)  # fmt: skip
+        pixels = np.concatenate([striped(view["attributes"].numpy()), view["mask"].numpy()], axis=-1)
+        views.append(Image.fromarray((pixels * 255).astype(np.uint8)).resize((side, side), Image.Resampling.BOX))
+    return views
+
+
+def test_stripes_that_a_small_view_loses_come_from_a_larger_one_with_the_same_camera(scene):
+    atlas, _, photographs, _ = scene
+    texels, camera = texels_of(atlas, 768), photographs.cameras[0].scaled(112, 112)
+    base = np.full((len(texels), 3), 0.5, dtype=np.float32)
+    contrast, error = [], []
+    for side in (112, 672):
+        result = blend_photographs(atlas, texels, Photographs.of(views_of_stripes(atlas, camera, side), camera), base)
+        well = result.share > 0.99
+        contrast.append(result.colors[well, 0].std())
+        error.append(np.abs(result.colors - striped(texels.positions))[well].mean())
+    assert contrast[0] < 0.2 and contrast[1] > 0.3
+    assert error[1] < 0.4 * error[0]
+
+
+def test_a_texture_too_coarse_for_a_pattern_shows_its_mean_and_no_noise(scene):
+    atlas, _, photographs, _ = scene
+    texels, camera = texels_of(atlas, 48), photographs.cameras[0]
+    base = np.full((len(texels), 3), 0.1, dtype=np.float32)
+    fine = (np.indices((672, 672)) // 2).sum(axis=0) % 2 * 204 + 25
+    opaque = np.asarray(views_of_stripes(atlas, camera, 672)[0])[..., 3:]
+    view = Image.fromarray(np.concatenate([np.repeat(fine[..., None], 3, axis=-1), opaque], axis=-1).astype(np.uint8))
+    result = blend_photographs(atlas, texels, Photographs.of([view], camera), base)
+    well = result.colors[result.share > 0.99]
+    assert len(well) > 100 and abs(well.mean() - 0.5) < 0.02 and well.std() < 0.03
 
 
 def test_linear_light_and_back():

@@ -31,7 +31,8 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_everything_that_stages_hand_on_comes_back_bit_equal():
     gaussian = Gaussian([-0.5, -0.5, -0.5, 1, 1, 1], scaling_activation="softplus")
     gaussian._xyz = torch.rand(5, 3)
-    view = PreparedView("a.png", Image.new("RGBA", (4, 4), (1, 2, 3, 4)), "alpha", ({"kind": "blur", "value": 1.0},))
+    view = PreparedView("a.png", Image.new("RGBA", (4, 4), (1, 2, 3, 4)), "alpha", ({"kind": "blur", "value": 1.0},),
+                        sharp=Image.new("RGBA", (9, 9), (5, 6, 7, 0)))  # fmt: skip
     value = {
         "half": torch.randn(3, 2).half()[:, :1],  # not contiguous
         "list": [torch.arange(3), None, True, 1.5, "text"],
@@ -49,6 +50,7 @@ def test_everything_that_stages_hand_on_comes_back_bit_equal():
     assert torch.equal(back["splats"]._xyz, gaussian._xyz)
     assert back["splats"].scaling_activation == "softplus"
     assert back["view"].image.getpixel((0, 0)) == (1, 2, 3, 4) and back["view"].notes == view.notes
+    assert back["view"].sharp.size == (9, 9) and back["view"].sharp.getpixel((8, 8)) == (5, 6, 7, 0)
 
 
 def test_only_known_classes_are_written():

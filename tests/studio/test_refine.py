@@ -16,6 +16,7 @@ from nvdiffrec_shapes import write_scene
 from PIL import Image
 from scipy.spatial.transform import Rotation
 from studio_settings import QUICK_REFINEMENT as QUICK
+from tiny_checkpoint import tiny_views
 from typer.testing import CliRunner
 
 from nvdiffrec.camera_fit import pose_errors
@@ -27,11 +28,13 @@ from studio import refine_stages
 from studio.cache import StageCache
 from studio.cli import app
 from studio.events import Cancelled, Note
+from studio.job import make_job
 from studio.refine_events import Refined, RefineProgress
 from studio.refine_job import make_refine_job
 from studio.refine_runner import run_refine
 from studio.refine_settings import RefineSettings
 from studio.report import sha256, write_json
+from studio.runner import run_job
 from studio.settings import make_settings
 from studio.view_cameras import view_camera
 from studio.write import camera_record
@@ -268,10 +271,33 @@ def test_photos_are_matched_to_their_cameras_by_name(scene, engine, tmp_path):
         run_refine(job, engine)
 
 
+def test_a_run_is_refined_with_its_photographs_pixels(engine, quick, tmp_path):
+    """An earlier version kept what the networks saw alone; both lie around the asset as before."""
+    run_job(make_job(tiny_views(2, size=400), quick, tmp_path / "run"), engine)
+    settings, found = make_settings({"resolution": 128}, QUICK), []
+    for folder in ("photos", "views"):
+        job = make_refine_job(tmp_path / "run", settings, tmp_path / "out")
+        assert [view.source.parent.name for view in job.views] == [folder] * 2
+        found.append(refine_stages.open_views(job.views, job.cameras, settings, engine.pipeline, lambda *_, **__: None))
+        record = json.loads((tmp_path / "run" / "run.json").read_text())
+        for view in record["views"]:
+            view.pop("photo", None)
+        write_json(tmp_path / "run" / "run.json", record)
+    sharp, seen = found
+    assert sharp.images[0].shape == (3, 128, 128) and seen.images[0].shape == (3, 56, 56)
+    torch.testing.assert_close(sharp.cameras.extrinsics, seen.cameras.extrinsics)
+    torch.testing.assert_close(sharp.cameras.normalised_intrinsics, seen.cameras.normalised_intrinsics)
+    assert abs(float(sharp.masks[0].mean() - seen.masks[0].mean())) < 0.02
+
+
 def test_photos_without_cameras_get_those_that_the_networks_estimate(scene, engine):
     photos = make_refine_job(scene / "asset.glb", QUICK, "unused", views=scene / "images").views
     views = refine_stages.open_views(photos, None, QUICK, engine.pipeline, lambda *_, **__: None)
     assert views.predicted and len(views) == 6
+    # They are compared with more pixels than the networks see, which is 56.
+    photos = make_refine_job(scene / "asset.glb", QUICK, "unused", views=tiny_views(2, size=400)).views
+    views = refine_stages.open_views(photos, None, QUICK, engine.pipeline, lambda *_, **__: None)
+    assert [tuple(image.shape) for image in views.images] == [(3, 64, 64)] * 2
 
 
 def test_bad_input_is_refused_with_a_sentence(scene, engine, tmp_path):

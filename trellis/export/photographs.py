@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from scipy import ndimage, sparse
 
@@ -27,6 +28,7 @@ from trellis.renderers.cameras import Cameras
 _FEATHER = 0.03  # of the image's shorter side: the width over which a photograph fades in
 _STEEP = 4.0  # depth per pixel's width that a single sheet may have
 _FRONTAL = 0.3  # squared cosine from which on a texel is the photographs' alone: seen from within 57 degrees
+_PIXELS_PER_TEXEL = 1.25  # along a line; of a photograph with more, texels would skip some
 _ROUNDS = 4  # of averaging normals, a ring of triangles each
 _MAX_GAIN = 2.0  # a photograph is made at most this many times brighter or darker
 _GAIN_PRIOR = 0.02  # of the usual weight: photographs without overlap keep their exposure
@@ -67,13 +69,13 @@ class Photographs:
 
     @classmethod
     def of(cls, views: Sequence[Image.Image], cameras: Cameras) -> Photographs:
-        """Views with alpha, resized to what their cameras show."""
-        planes = []
-        for index, view in enumerate(views):
-            height, width = cameras.height_width(index)
-            pixels = np.asarray(view.convert("RGBA").resize((width, height)))
-            planes.append(torch.from_numpy(pixels.astype(np.float32).transpose(2, 0, 1) / 255))
-        return cls([plane[:3] for plane in planes], cameras, [plane[3:] for plane in planes])
+        """Views with alpha, and their cameras, which may be those of larger or smaller copies of them."""
+        planes, sized = [], []
+        for view, camera in zip(views, cameras, strict=True):
+            pixels = np.asarray(view.convert("RGBA"), dtype=np.float32)
+            planes.append(torch.from_numpy(pixels.transpose(2, 0, 1) / 255))
+            sized.append(camera.scaled(view.height, view.width))
+        return cls([plane[:3] for plane in planes], Cameras.cat(sized), [plane[3:] for plane in planes])
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,18 +102,18 @@ def blend_photographs(
         base: what remains where no photograph looks, and what they fade into.
         on_view: called with the number of photographs done; may raise to stop.
     """
-    looker, cameras = Looker(atlas.surface), photographs.cameras
-    radius = max(atlas.surface.bounding_sphere()[1], 1e-6)
+    looker, (center, radius) = Looker(atlas.surface), atlas.surface.bounding_sphere()
+    radius = max(radius, 1e-6)
+    texels_per_unit = np.sqrt(len(texels) / max(atlas.surface.face_areas().sum(), 1e-30))
     seen: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # texel indices, linear colours, weights
-    for k in range(len(cameras)):
-        hit = looker.look(cameras, k)
+    for k in range(len(photographs.cameras)):
+        color, alpha, camera = _no_finer(photographs, k, center, _PIXELS_PER_TEXEL * texels_per_unit)
+        hit = looker.look(camera, 0)
         depth = hit.depth.masked_fill(hit.face_ids < 0, float("inf"))
-        alpha = None if photographs.alphas is None else photographs.alphas[k][0].detach().cpu().float().numpy()
-        pixel = float(hit.depth.max()) / float(cameras.intrinsics[k, 0, 0])
+        pixel = float(hit.depth.max()) / float(camera.intrinsics[0, 0, 0])
         trusted = torch.from_numpy(_feathered(depth.numpy(), alpha, DEPTH_TOLERANCE * radius + _STEEP * pixel))
-        color = photographs.images[k].detach().cpu().float().permute(1, 2, 0)
         shown = SeenColors(texels)
-        shown.add(cameras, k, color, trusted, depth, DEPTH_TOLERANCE * radius)
+        shown.add(camera, 0, color, trusted, depth, DEPTH_TOLERANCE * radius)
         sums, weights = shown.sums.numpy(), shown.weights.numpy()
         index = np.flatnonzero(weights > 0)
         seen.append((index, to_linear(sums[index] / weights[index, None]), weights[index]))
@@ -183,6 +185,36 @@ def to_linear(srgb: np.ndarray) -> np.ndarray:
 def to_srgb(linear: np.ndarray) -> np.ndarray:
     """sRGB of linear light; the inverse of `to_linear`."""
     return np.where(linear <= 0.0031308, linear * 12.92, 1.055 * np.maximum(linear, 0.0031308) ** (1 / 2.4) - 0.055)
+
+
+def _no_finer(
+    photographs: Photographs, index: int, center: np.ndarray, pixels_per_unit: float
+) -> tuple[torch.Tensor, np.ndarray | None, Cameras]:
+    """Colour [H, W, 3], alpha [H, W] and camera of one photograph, shrunk if it has more pixels per unit of length at
+    the object's `center` [3].
+
+    Texels read single points of a photograph: where those lie many pixels apart, what is between them must have been
+    averaged, or fine patterns come out as noise.
+    """
+    camera = photographs.cameras[index]
+    planes = photographs.images[index].detach().cpu().float()
+    if photographs.alphas is not None:
+        planes = torch.cat([planes, photographs.alphas[index].detach().cpu().float()])
+    distance = float(np.linalg.norm(camera.centers[0].detach().cpu().numpy() - center))
+    factor = pixels_per_unit * distance / float(camera.intrinsics[0, 0, 0])
+    if factor < 1:
+        size = tuple(max(2, round(side * factor)) for side in camera.height_width(0))
+        planes, camera = _shrunk(planes, size), camera.scaled(*size)
+    alpha = None if photographs.alphas is None else planes[3].numpy()
+    return planes[:3].permute(1, 2, 0), alpha, camera
+
+
+def _shrunk(planes: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """[3 or 4, H, W] averaged to `size`; colours count as far as they are opaque."""
+    alpha = planes[3:] if len(planes) == 4 else torch.ones_like(planes[:1])
+    stack = torch.cat([planes[:3] * alpha, alpha])[None]
+    stack = F.interpolate(stack, size, mode="bilinear", align_corners=False, antialias=True)[0]
+    return torch.cat([(stack[:3] / stack[3:].clamp_min(1e-4)).clamp(0, 1), stack[3:]])
 
 
 def _feathered(depth: np.ndarray, alpha: np.ndarray | None, step: float) -> np.ndarray:

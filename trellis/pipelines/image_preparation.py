@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -15,7 +16,12 @@ from trellis.modules.tables import imagenet_statistics
 from trellis.pipelines.background import Segmenter, segmenter
 from trellis.pipelines.image_files import MAX_VIEWS, OPAQUE, check_views, open_image
 
-__all__ = ["MAX_VIEWS", "check_views", "cut_out", "encode_image", "open_image", "preprocess_image", "views_to_tensor"]
+__all__ = [
+    "MAX_VIEWS", "check_views", "cut_out", "encode_image", "open_image", "preprocess_image", "sharp_view",
+    "views_to_tensor",
+]  # fmt: skip
+
+SHARP_SIDE = 768  # pixels of a view for painting; a texture of 1024 texels holds about as much of one photograph
 
 _SEGMENT_SIDE = 1024  # pixels; longer photographs are shrunk before the background is removed
 _MARGIN = 1.1  # side of the crop over the longer side of the object's box
@@ -71,6 +77,42 @@ def preprocess_image(image: Image.Image, resolution: int = 518, segment: Segment
     return Image.fromarray((pixels * 255).byte().permute(1, 2, 0).contiguous().numpy())
 
 
+def sharp_view(photograph: Image.Image, cut: Image.Image, resolution: int) -> Image.Image | None:
+    """What `preprocess_image` shows of a photograph with more of its pixels: for painting, the networks read theirs.
+
+    Args:
+        photograph: as it came, RGB or RGBA.
+        cut: what `cut_out` made of it, perhaps smaller; its alpha decides on frame and outline.
+        resolution: of the networks.
+
+    Returns RGBA, square, at most SHARP_SIDE pixels a side and no more than the photograph has there, with colour zeroed
+    outside the object as in the networks' view. None if that view has as many pixels, or if nothing is opaque.
+    """
+    crop = square_crop(cut)
+    side = 0 if crop is None else min(round(crop.side * photograph.width / cut.width), SHARP_SIDE)
+    if side <= resolution:
+        return None
+    view = _window(photograph, cut.size, crop, side)
+    if photograph is not cut:
+        view.putalpha(_window(cut.getchannel("A"), cut.size, crop, side))
+    pixels = np.array(view)
+    pixels[pixels[..., 3] <= OPAQUE, :3] = 0
+    return Image.fromarray(pixels)
+
+
+def _window(image: Image.Image, size: tuple[int, int], crop: Crop, side: int) -> Image.Image:
+    """The square of a crop at `side` pixels; the crop was found in a copy of the image of `size` (width, height).
+
+    What lies outside the image is black and transparent.
+    """
+    (across, down), (x, y) = crop.margins, (image.width / size[0], image.height / size[1])
+    left, top = (crop.left - across) * x, (crop.top - down) * y
+    right, bottom = left + crop.side * x, top + crop.side * y
+    x0, y0 = math.floor(left), math.floor(top)
+    part = image.crop((x0, y0, math.ceil(right), math.ceil(bottom)))
+    return part.resize((side, side), Image.Resampling.LANCZOS, box=(left - x0, top - y0, right - x0, bottom - y0))
+
+
 class Crop(NamedTuple):
     """What a view shows of its photograph, in pixels: this box, in the middle of a square as long as its longer side.
 
@@ -94,14 +136,14 @@ class Crop(NamedTuple):
 def square_crop(image: Image.Image) -> Crop | None:
     """Where `preprocess_image` finds the object of an RGBA image: around its opaque pixels, with margin; None if there
     are none."""
-    alpha = np.asarray(image)[..., 3]
-    rows, columns = np.nonzero(alpha > OPAQUE)
+    opaque = np.asarray(image.getchannel("A")) > OPAQUE
+    rows, columns = np.flatnonzero(opaque.any(axis=1)), np.flatnonzero(opaque.any(axis=0))
     if len(rows) == 0:
         return None
     left, right, top, bottom = (int(v) for v in (columns.min(), columns.max(), rows.min(), rows.max()))
     half = int(max(right - left, bottom - top) * _MARGIN) // 2
     x, y = (left + right) / 2, (top + bottom) / 2
-    height, width = alpha.shape
+    height, width = opaque.shape
     return Crop(max(int(x - half), 0), max(int(y - half), 0), min(int(x + half), width), min(int(y + half), height))
 
 
