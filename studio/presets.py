@@ -14,7 +14,8 @@ from trellis.errors import InputError
 @dataclass(frozen=True)
 class Preset:
     """values: flat settings by key, over the defaults of the checkpoint. effort: how many times its steps; for the
-    shape its tries, if the checkpoint chooses from several: such a one gains by choosing, not by more steps."""
+    shape its tries, if the checkpoint chooses from several: such a one gains by choosing, not by more steps. Nor does
+    one that recommends a single step, which it was trained for."""
 
     name: str
     help: str
@@ -68,8 +69,10 @@ def apply_preset(name: str, defaults: ReconstructSettings) -> ReconstructSetting
     preset = PRESETS[name]
     shape = "structure_candidates" if defaults.structure_candidates > 1 else "structure_steps"
     known = {setting.key: setting for setting in leaves()}
+    recommended = {key: int(known[key].of(defaults)) for key in (shape, "latent_steps")}
     scaled = {
-        key: min(max(round(preset.effort * known[key].of(defaults)), 1), int(known[key].high))
-        for key in (shape, "latent_steps")
+        key: min(max(round(preset.effort * count), 1), int(known[key].high))
+        for key, count in recommended.items()
+        if count > 1
     }
     return make_settings({**scaled, **preset.values}, defaults)
