@@ -201,9 +201,9 @@ def structure(
     chunked: bool = False,
     prepared: Sequence[PreparedView] = (),
 ) -> Tensor:
-    """Sample the occupied voxels, int32 [N, 4] (0, x, y, z). `prepared` is needed to choose from several samples."""
+    """Sample the occupied voxels, int32 [N, 4] (0, x, y, z). `prepared` is needed to choose the best of several."""
     params, candidates = settings.structure.model_dump(), settings.structure_candidates
-    outlines = pipeline.outlines([view.image for view in prepared], conditions.cameras) if candidates > 1 else None
+    outlines = pipeline.outlines([view.image for view in prepared], conditions.cameras)
     coords = pipeline.sample_sparse_structure(
         conditions.structure, settings.seed_of_structure, params, _callback(report), False if chunked else None,
         outlines, candidates,

@@ -186,6 +186,8 @@ def test_bad_network_configurations_are_sentences(folder, change, sentence):
         (lambda a: a.update(camera_frame="moon"), "moon"),
         (lambda a: a.update(structure_fill=99), "structure_fill"),
         (lambda a: a.update(structure_candidates=0), "structure_candidates"),
+        (lambda a: a.update(structure_thresholds=[]), "structure_thresholds"),
+        (lambda a: a.update(structure_thresholds=[0, "low"]), "structure_thresholds"),
     ],
 )
 def test_bad_pipeline_files_are_sentences(folder, change, sentence):

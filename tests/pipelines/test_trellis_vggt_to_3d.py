@@ -143,6 +143,16 @@ def test_of_several_structures_the_one_that_fits_is_kept_and_all_steps_are_count
                 for seed in (0, 1) for number in range(8)}) == 16  # fmt: skip
 
 
+def test_a_structure_is_cut_off_where_it_fits_best(pipeline, monkeypatch):
+    cond = pipeline.get_cond(tiny_views(2)).structure
+    logits = pipeline.models["sparse_structure_decoder"](pipeline.sample_structure_latent(cond, 3))
+    thresholds = tuple(logits.flatten().quantile(torch.tensor([0.5, 0.9, 0.2])).tolist())
+    monkeypatch.setattr(pipeline, "structure_thresholds", thresholds)
+    every = [models.sparse_structure_vae.occupied_coords(logits, None, threshold) for threshold in thresholds]
+    assert torch.equal(pipeline.sample_sparse_structure(cond, 3), every[0])
+    assert torch.equal(pipeline.sample_sparse_structure(cond, 3, outlines=FewestVoxels()), every[1])
+
+
 def test_every_view_and_mode_matters(pipeline):
     views = tiny_views(3)
     cond = pipeline.get_cond(views)

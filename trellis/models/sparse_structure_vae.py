@@ -207,12 +207,13 @@ class SparseStructureDecoder(_StructureNetwork):
         return self.out_layer(h.to(x.dtype)).to(x.dtype)
 
 
-def occupied_coords(logits: Tensor, fill_from: int | None = None) -> Tensor:
-    """`logits [B, 1, R, R, R] -> [N, 4]` int32 (batch, x, y, z) of the voxels with a positive logit, in index order.
+def occupied_coords(logits: Tensor, fill_from: int | None = None, threshold: float = 0.0) -> Tensor:
+    """`logits [B, 1, R, R, R] -> [N, 4]` int32 (batch, x, y, z) of the voxels with a logit above the threshold, in
+    index order.
 
     fill_from: also take voxels of whose 26 neighbours at least so many have one, which closes pinholes in the surface.
     """
-    occupied = logits[:, :1] > 0
+    occupied = logits[:, :1] > threshold
     if fill_from is not None:
         counts = F.conv3d(occupied.float(), torch.ones(1, 1, 3, 3, 3, device=logits.device), padding=1)
         occupied = occupied | (counts >= fill_from)

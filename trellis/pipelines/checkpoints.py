@@ -94,7 +94,7 @@ class SamplerSettings:
 
 @dataclass(frozen=True)
 class PipelineSettings:
-    """What pipeline.json states beside its networks; the last four default to what suits the published ones."""
+    """What pipeline.json states beside its networks; the last five default to what suits the published ones."""
 
     sparse_structure_sampler: SamplerSettings
     slat_sampler: SamplerSettings
@@ -103,6 +103,7 @@ class PipelineSettings:
     camera_frame: str = "first_view"
     structure_fill: int | None = None
     structure_candidates: int = 1
+    structure_thresholds: tuple[float, ...] = (0.0,)
 
 
 class Checkpoint:
@@ -152,6 +153,13 @@ class Checkpoint:
         candidates = self.args.get("structure_candidates", 1)
         if not (isinstance(candidates, int) and 1 <= candidates <= 100):
             raise InputError(f"structure_candidates in pipeline.json must be 1 to 100, but is {candidates!r:.80}.")
+        thresholds = self.args.get("structure_thresholds", [0.0])
+        if not (
+            isinstance(thresholds, list)
+            and 1 <= len(thresholds) <= 16
+            and all(isinstance(t, int | float) and -20 <= t <= 20 for t in thresholds)
+        ):
+            raise InputError(f"structure_thresholds in pipeline.json must be logits, but are {thresholds!r:.80}.")
         return PipelineSettings(
             self._sampler("sparse_structure_sampler"),
             self._sampler("slat_sampler"),
@@ -160,6 +168,7 @@ class Checkpoint:
             self.args.get("camera_frame", PipelineSettings.camera_frame),
             fill,
             candidates,
+            tuple(thresholds),
         )
 
     def _sampler(self, key: str) -> SamplerSettings:

@@ -9,7 +9,7 @@ that a caller can run, cache and repeat each one alone: `preprocess_image`, `get
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ REQUIRED_MODELS = (
 DECODERS = {"gaussian": "slat_decoder_gs", "mesh": "slat_decoder_mesh"}
 MODES = ("multidiffusion", "stochastic")
 CAMERA_FRAMES = ("first_view", "object")
-_FIXED = ("image_resolution", "camera_frame", "structure_fill", "structure_candidates")
+_FIXED = ("image_resolution", "camera_frame", "structure_fill", "structure_candidates", "structure_thresholds")
 
 
 class TrellisVGGTTo3DPipeline(Pipeline):
@@ -65,6 +65,7 @@ class TrellisVGGTTo3DPipeline(Pipeline):
             (published weights). "object": the object frame, z up, object within [-0.5, 0.5]^3.
         structure_fill: see `occupied_coords`; for networks too small for a surface without pinholes.
         structure_candidates: how many structures to choose from by default; see `sample_sparse_structure`.
+        structure_thresholds: logits above which a voxel is taken, to choose from likewise; the first is the usual one.
         report: how the weights fitted.
     """
 
@@ -82,6 +83,7 @@ class TrellisVGGTTo3DPipeline(Pipeline):
         camera_frame: str = "first_view",
         structure_fill: int | None = None,
         structure_candidates: int = 1,
+        structure_thresholds: Sequence[float] = (0.0,),
         report: LoadReport | None = None,
     ) -> None:
         absent = [name for name in REQUIRED_MODELS if name not in models]
@@ -101,6 +103,7 @@ class TrellisVGGTTo3DPipeline(Pipeline):
         self.camera_frame = camera_frame
         self.structure_fill = structure_fill
         self.structure_candidates = structure_candidates
+        self.structure_thresholds = tuple(structure_thresholds)
         self.report = report or LoadReport()
         channels = models["slat_flow_model"].in_channels
         self.slat_mean, self.slat_std = (_per_channel(slat_normalization, name, channels) for name in ("mean", "std"))
@@ -196,7 +199,7 @@ class TrellisVGGTTo3DPipeline(Pipeline):
         Args:
             cond, seed, sampler_params, callback, batched: see `sample_structure_latent`.
             outlines: of the views. If given, so many `candidates` (default: what the checkpoint recommends) are
-                sampled, and the one that fits them best is kept.
+                sampled, each is cut off at every one of `structure_thresholds`, and what fits them best is kept.
 
         Returns:
             coords int32 [N, 4] (batch 0, x, y, z), sorted.
@@ -204,15 +207,19 @@ class TrellisVGGTTo3DPipeline(Pipeline):
         Raises:
             InputError: no voxel came out occupied.
         """
-        count = 1 if outlines is None else candidates or self.structure_candidates
+        choosing = outlines is not None
+        count = candidates or self.structure_candidates if choosing else 1
+        thresholds = self.structure_thresholds if choosing else self.structure_thresholds[:1]
 
-        def sample(candidate: int) -> Tensor:
-            report = part(callback, candidate, count)
-            latent = self.sample_structure_latent(cond, seed, sampler_params, report, batched, candidate)
-            return occupied_coords(self.models["sparse_structure_decoder"](latent), self.structure_fill)
+        def samples() -> Iterator[Tensor]:
+            for candidate in range(count):
+                report = part(callback, candidate, count)
+                latent = self.sample_structure_latent(cond, seed, sampler_params, report, batched, candidate)
+                logits = self.models["sparse_structure_decoder"](latent)
+                yield from (occupied_coords(logits, self.structure_fill, threshold) for threshold in thresholds)
 
         with torch.no_grad():
-            coords = best_fitting(map(sample, range(count)), outlines, self.models["slat_flow_model"].resolution)
+            coords = best_fitting(samples(), outlines, self.models["slat_flow_model"].resolution)
         if len(coords) == 0:
             raise InputError(
                 "No object came out of these views: check that each shows the whole object, cut out of its background, "
