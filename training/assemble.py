@@ -69,7 +69,7 @@ def assemble(runs: Path, out: Path, tiny: bool = False) -> None:
             "image_resolution": sizes(tiny).image_size,
             "camera_frame": "object",
             "structure_fill": 12,
-            "structure_thresholds": [0.0, -0.5, -1.0, -1.5, 0.5],
+            "structure_thresholds": [0.0, -0.5, -1.0, -1.5],
         },
     }
     (out / "pipeline.json").write_text(json.dumps(pipeline, indent=2) + "\n")

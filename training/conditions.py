@@ -77,10 +77,10 @@ class ReadOut(nn.Module):
 def sample_times(
     scenes: int, draws: int, generator: torch.Generator, device: torch.device, mean: float = 1.0
 ) -> Tensor:
-    """Times [draws * scenes], draw by draw: 1 in the first, logit-normal (deviation 1; Esser et al. 2024) in the others.
+    """Times [draws * scenes], draw by draw: 1 in the first, logit-normal in the others (Esser et al. 2024).
 
     Where all is noise, the first step of any schedule, the views alone have to say what the object is; the greater the
-    mean, the more of the other times are near there.
+    mean, the more of the other times (of deviation 1 before the sigmoid) are near there.
     """
     times = torch.sigmoid(mean + torch.randn(draws, scenes, generator=generator, device=device))
     times[0] = 1

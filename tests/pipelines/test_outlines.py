@@ -73,3 +73,17 @@ def test_a_camera_among_the_voxels_is_no_error():
     extrinsics[:, :3, 3] = torch.tensor([0.0, 0.0, 0.01])
     lost = Cameras(extrinsics, inside.intrinsics, inside.image_size)
     assert 0 <= Outlines(photographs(BALL, inside), lost).agreement(BALL, RESOLUTION) <= 1
+
+
+def test_the_usual_sample_stays_unless_another_fits_clearly_better():
+    class Scores:
+        def __init__(self, *scores):
+            self.scores = iter(scores)
+
+        def agreement(self, coords, resolution):
+            return next(self.scores)
+
+    def kept(*scores):
+        return best_fitting(iter("abc"), Scores(*scores), RESOLUTION)
+
+    assert kept(0.70, 0.71, 0.715) == "a" and kept(0.70, 0.73, 0.725) == "b" and kept(0.70, 0.71, 0.74) == "c"

@@ -121,7 +121,7 @@ class FewestVoxels:
     """Stands for the outlines of photographs that any smaller structure fits better."""
 
     def agreement(self, coords, resolution):
-        return 1 - len(coords) / resolution**3
+        return -len(coords)
 
 
 def test_of_several_structures_the_one_that_fits_is_kept_and_all_steps_are_counted(pipeline):

@@ -21,6 +21,7 @@ from trellis.renderers.cameras import Cameras
 
 _SIDE = 64  # cells a side that an outline is looked at in
 _SPACING = 64  # points a side of the unit cube that stand for voxels: less than a cell apart, so outlines have no holes
+_CLEARLY = 0.02  # by which the silhouettes of another sample must agree better than those of the usual one
 _ROUNDS = 4  # of centring; each halves what perspective leaves over, or better
 
 
@@ -78,11 +79,11 @@ class Outlines:
 
 
 def best_fitting(samples: Iterator[Tensor], outlines: Outlines | None, resolution: int) -> Tensor:
-    """Of samples [M, 4] the one that agrees best, the first of equals; without outlines the first."""
+    """Of samples [M, 4] the one that agrees best, if clearly better than the first; without outlines the first."""
     best = next(samples)
     if outlines is None or (following := next(samples, None)) is None:
         return best
-    score = outlines.agreement(best, resolution)
+    score = outlines.agreement(best, resolution) + _CLEARLY
     for coords in chain([following], samples):
         its_score = outlines.agreement(coords, resolution)
         if its_score > score:
