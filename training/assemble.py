@@ -32,6 +32,8 @@ EXTRA = {
     "image_cond_model": ("dinov2", "DinoVisionTransformer", "image_encoder", "dinov2", "dinov2"),
 }
 ENCODERS = {("structure_vae", "encoder"): "ss_enc", ("latent_vae", "encoder"): "slat_enc"}  # run, network: file stem
+# Run, network: file stem in a checkpoint's folder of weights.
+STEMS = ENCODERS | {(run, network): stem for stem, _, run, network, _ in {**PARTS, **EXTRA}.values()}
 FLOWS = "structure_flow", "latent_flow"  # runs whose networks no other script reads
 # The structure's flow is trained to say in one step, without guidance, what the views allow (training/LOG.md, run 5);
 # from there it starts no second one.
@@ -85,16 +87,19 @@ def keep_encoders(runs: Path, out: Path) -> None:
 def take_apart(folders: list[Path], runs: Path) -> None:
     """Write to `runs` what the scripts read of each other, from the first of `folders` that has it: the autoencoders,
     the image encoder and VGGT. The flows are left out; they start from an assembled checkpoint with `--init`."""
-    files = ENCODERS | {(run, network): stem for stem, _, run, network, _ in {**PARTS, **EXTRA}.values()}
-    for (run, network), stem in files.items():
+    for (run, network), stem in STEMS.items():
         if run not in FLOWS:
             paths = [folder / "ckpts" / f"{stem}.safetensors" for folder in folders]
             weights = dequantise(load_file(next(path for path in paths if path.exists())))
             (runs / run).mkdir(parents=True, exist_ok=True)
             save_file(weights, runs / run / f"{network}.safetensors")
+    (runs / "latent_vae" / "normalization.json").write_text(json.dumps(assembled_statistics(folders), indent=1))
+
+
+def assembled_statistics(folders: list[Path]) -> dict[str, list[float]]:
+    """Mean and deviation of each latent channel, as the first of `folders` that is a whole checkpoint states them."""
     pipeline = next(file for folder in folders if (file := folder / "pipeline.json").exists())
-    statistics = json.loads(pipeline.read_text())["args"]["slat_normalization"]
-    (runs / "latent_vae" / "normalization.json").write_text(json.dumps(statistics, indent=1))
+    return json.loads(pipeline.read_text())["args"]["slat_normalization"]
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from training.assemble import assembled_statistics
 from training.conditions import count_parameters
 from training.data.surface import SurfaceCache
 from training.data.voxels import VoxelBatch, corner_targets, voxelise
@@ -134,8 +135,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     encoder.load_state_dict({k[8:]: v for k, v in run.average.items() if k.startswith("encoder.")})
     if args.keep_decoders:
-        pipeline = next(file for folder in args.init if (file := folder / "pipeline.json").exists())
-        statistics = json.loads(pipeline.read_text())["args"]["slat_normalization"]
+        statistics = assembled_statistics(args.init)
     else:
         statistics = latent_statistics(run, cache, encoder.eval(), rounds=2 if args.tiny else 20)
     (run.folder / "normalization.json").write_text(json.dumps(statistics, indent=1))

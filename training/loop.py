@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from training.assemble import ENCODERS, EXTRA, PARTS
+from training.assemble import STEMS
 from training.data.objects import ObjectLibrary
 from training.graphs import Batch, GraphedStep, drawn_ahead
 from training.peers import Peers
@@ -225,9 +225,9 @@ class Run:
 
     def save(self) -> None:
         """Export, and write the state needed to go on: weights, averages and the optimiser's moments."""
-        self.export()
         if self.peers.rank:
             return
+        self.export()
         state = {f"weight/{k}": v.contiguous().clone() for k, v in self.networks.state_dict().items()}
         state |= {f"average/{k}": v.contiguous().clone() for k, v in self.average.items()}
         for name, parameter in self.networks.named_parameters():
@@ -258,9 +258,8 @@ class Run:
 
     def _warm_start(self) -> None:
         """Begin with the weights that `--init` has for a network: folders of runs, or assembled checkpoints."""
-        stems = ENCODERS | {(run, network): stem for stem, _, run, network, _ in {**PARTS, **EXTRA}.values()}
         for name, network in self.networks.items():
-            stem = stems.get((self.name, name), name)
+            stem = STEMS.get((self.name, name), name)
             # The structure flow is also trained along with VGGT.
             files = f"{self.name}/{name}", f"vggt/{name}", f"ckpts/{stem}"
             paths = (folder / f"{file}.safetensors" for folder in self.args.init for file in files)

@@ -8,10 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 from packed_data import encoded, write_pack
 from safetensors.torch import load_file
 
+from training import structure_vae
 from training.data.packed import PackedMesh
 from training.data.procedural import random_solid
 
@@ -52,16 +54,12 @@ def test_weights_meet_in_the_middle_and_all_follow_the_first_ones_clock(tmp_path
 
 
 def test_two_processes_train_one_network(tmp_path):
-    import numpy as np
-
     solids = [random_solid(np.random.default_rng(seed)) for seed in range(2)]
     meshes = [PackedMesh(f"solid-{k}", v, uv, f, encoded(t), s) for k, (v, uv, f, t, s) in enumerate(solids)]
     data = write_pack(tmp_path / "objects.safetensors", meshes)
     options = "--data", str(data), "--tiny", "--device", "cpu", "--steps", "16"
     launch("-m", "training.structure_vae", "--out", str(tmp_path / "two"), *options)
     assert json.loads((tmp_path / "two/structure_vae/run.json").read_text())["step"] == 16
-    from training import structure_vae
-
     structure_vae.main([*options, "--out", str(tmp_path / "one")])
     one, two = (load_file(tmp_path / name / "structure_vae/resume.safetensors") for name in ("one", "two"))
     assert all(torch.isfinite(value).all() for value in two.values())

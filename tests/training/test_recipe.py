@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from training import camera_head, image_encoder, latent_flow, latent_vae, structure_flow, structure_vae, vggt
-from training.assemble import assemble, keep_encoders
+from training.assemble import assemble, keep_encoders, take_apart
 from training.data.packed import PackedMesh
 from training.data.procedural import random_solid
 from training.vggt import camera_losses
@@ -89,6 +89,21 @@ def test_encoders_are_kept_for_the_next_run(data, runs, tmp_path, capsys):
         before, after = (load_file(folder / run / "encoder.safetensors") for folder in (runs, tmp_path / "next"))
         for key, value in before.items():
             torch.testing.assert_close(after[key], value, atol=0.02, rtol=0.02)
+
+
+def test_a_checkpoint_taken_apart_is_what_the_flows_need(data, runs, tmp_path):
+    assemble(runs, tmp_path / "mini", tiny=True)
+    keep_encoders(runs, tmp_path / "kept")
+    take_apart([tmp_path / "mini", tmp_path / "kept"], tmp_path / "next")
+    files = {file.relative_to(tmp_path / "next") for file in (tmp_path / "next").rglob("*.safetensors")}
+    assert len(files) == 7 and not (tmp_path / "next" / "structure_flow").exists()
+    for file in files:
+        before, after = load_file(runs / file), load_file(tmp_path / "next" / file)
+        assert before.keys() == after.keys()
+        for key, value in before.items():
+            torch.testing.assert_close(after[key].to(value.dtype), value, atol=0.02, rtol=0.02)  # shipped in 8 bits
+    for script in (structure_flow, latent_flow):
+        script.main(arguments(data, tmp_path / "next", "--steps", "1", "--init", str(tmp_path / "mini")))
 
 
 def test_the_camera_head_can_be_trained_alone(data, runs, tmp_path):

@@ -207,16 +207,15 @@ class TrellisVGGTTo3DPipeline(Pipeline):
         Raises:
             InputError: no voxel came out occupied.
         """
-        choosing = outlines is not None
-        count = candidates or self.structure_candidates if choosing else 1
-        thresholds = self.structure_thresholds if choosing else self.structure_thresholds[:1]
+        count = 1 if outlines is None else candidates or self.structure_candidates
 
-        def samples() -> Iterator[Tensor]:
+        def samples() -> Iterator[Tensor]:  # of which no more than the first is made if there is no choice
             for candidate in range(count):
                 report = part(callback, candidate, count)
                 latent = self.sample_structure_latent(cond, seed, sampler_params, report, batched, candidate)
                 logits = self.models["sparse_structure_decoder"](latent)
-                yield from (occupied_coords(logits, self.structure_fill, threshold) for threshold in thresholds)
+                for threshold in self.structure_thresholds:
+                    yield occupied_coords(logits, self.structure_fill, threshold)
 
         with torch.no_grad():
             coords = best_fitting(samples(), outlines, self.models["slat_flow_model"].resolution)
