@@ -31,7 +31,6 @@ class FrozenEncoders:
         self.file = run.weights_of("vggt", "vggt")
         self.read_at = self.file.stat().st_mtime
         self.vggt = run.frozen("vggt", "vggt", VGGT(**run.sizes.networks["vggt"]))
-        run.compile_blocks(self.vggt)
         self.dino = image_encoder(run)
 
     @torch.no_grad()
@@ -74,17 +73,10 @@ class ReadOut(nn.Module):
         return self.read(hidden)
 
 
-def sample_times(
-    scenes: int, draws: int, generator: torch.Generator, device: torch.device, mean: float = 1.0
-) -> Tensor:
-    """Times [draws * scenes], draw by draw: 1 in the first, logit-normal in the others (Esser et al. 2024).
-
-    Where all is noise, the first step of any schedule, the views alone have to say what the object is; the greater the
-    mean, the more of the other times (of deviation 1 before the sigmoid) are near there.
-    """
-    times = torch.sigmoid(mean + torch.randn(draws, scenes, generator=generator, device=device))
-    times[0] = 1
-    return times.flatten()
+def logit_normal_times(count: int, mean: float, generator: torch.Generator, device: torch.device) -> Tensor:
+    """Times [count] whose logits are normal with deviation 1 (Esser et al. 2024, arXiv:2403.03206): the greater the
+    mean, the more of them are near 1, where all is noise."""
+    return torch.sigmoid(mean + torch.randn(count, generator=generator, device=device))
 
 
 def noised(data: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ import json
 import torch
 from torch import Tensor
 
-from training.conditions import FrozenEncoders, ReadOut, count_parameters, drop_mask, noised, sample_times
+from training.conditions import FrozenEncoders, ReadOut, count_parameters, drop_mask, logit_normal_times, noised
 from training.data.objects import Instances, rotation_x, rotation_z
 from training.data.surface import SurfaceCache, SurfaceSamples
 from training.data.voxels import voxelise
@@ -19,7 +19,8 @@ from training.loop import Run, parser
 from trellis.models import ModulatedSLATMultiViewCond, SLatEncoder, SLatFlowModel
 from trellis.modules.sparse import Sites, SparseTensor
 
-DRAWS = 2  # times and noises for each rendered scene
+DRAWS = 2  # for each rendered scene, the first at t = 1: there the views alone have to say what the object looks like
+TIME_MEAN = 1.0  # of the others
 VIEWS = (4, 2, 4, 8, 4, 1)
 # Voxels of each object that take part in a step, drawn at random: attention hardly misses the others, and equal numbers
 # need neither padding nor masks. Objects with fewer repeat some.
@@ -78,7 +79,8 @@ def main(argv: list[str] | None = None) -> None:
         data = (voxels.latent(z.feats) - mean) / std
         owner = voxels.coords[:, 0].long()
         rows = equal_rows(owner, scenes, wanted, run.generator).repeat(DRAWS, 1)  # [count, wanted]
-        time = sample_times(scenes, DRAWS, run.generator, run.device)
+        later = logit_normal_times(count - scenes, TIME_MEAN, run.generator, run.device)
+        time = torch.cat([torch.ones(scenes, device=run.device), later])
         # Repeated voxels must also repeat their noise, or they would give each other away.
         noise = torch.randn(DRAWS, *data.shape, generator=run.generator, device=run.device)
         noise = noise[torch.arange(count, device=run.device)[:, None] // scenes, rows]

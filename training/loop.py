@@ -24,6 +24,7 @@ from training.graphs import Batch, GraphedStep, drawn_ahead
 from training.peers import Peers
 from training.settings import Sizes, sizes
 from trellis import backends
+from trellis.modules.norm import ChannelLayerNorm32
 from trellis.modules.transformer import TransformerCrossBlock
 from trellis.modules.vit import Block
 from trellis.pipelines.quantisation import dequantise
@@ -159,16 +160,16 @@ class Run:
         self.save()
 
     def compile_blocks(self, network: nn.Module) -> None:
-        """With `--compile`, let torch's compiler fuse the small kernels of the dense transformer blocks.
+        """With `--compile`, let torch's compiler fuse the small kernels of dense transformer blocks and channel norms.
 
-        Blocks of the same sizes share what is compiled, so this takes one build for each shape of a batch.
+        Modules of the same sizes share what is compiled, so this takes one build for each shape of a batch.
         """
         if not self.args.compile:
             return
         torch._dynamo.config.recompile_limit = 64  # the shapes of all blocks count together
         backends.use("norms", "torch", self.device)  # which the compiler joins with what stands around them
         for module in network.modules():
-            if isinstance(module, Block | TransformerCrossBlock):
+            if isinstance(module, Block | TransformerCrossBlock | ChannelLayerNorm32):
                 module.compile(dynamic=False)
 
     def watch(self, name: str, value: Tensor) -> None:
@@ -276,6 +277,7 @@ class Run:
     def frozen(self, run: str, network: str, module: nn.Module) -> nn.Module:
         """Load the averaged weights of another script's network and freeze it."""
         module.load_state_dict(load_file(self.weights_of(run, network)))
+        self.compile_blocks(module)
         return module.to(self.device).eval().requires_grad_(False)
 
 

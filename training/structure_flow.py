@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.conditions import FrozenEncoders, ReadOut, count_parameters, drop_mask, noised, sample_times
+from training.conditions import FrozenEncoders, ReadOut, count_parameters, drop_mask, logit_normal_times, noised
 from training.data.objects import Instances
 from training.data.voxels import occupancy
 from training.graphs import Batch
 from training.loop import Run, parser
-from training.structure_vae import overlap_losses, structure_surfaces
+from training.structure_vae import intersection_over_union, overlap_losses, structure_surfaces
 from trellis.models import (
     ModulatedMultiViewCond,
     SparseStructureDecoder,
@@ -22,8 +22,8 @@ from trellis.models import (
     SparseStructureFlowModel,
 )
 
-DRAWS = 3  # times and noises for each rendered scene: rendering and reading views costs more than the flow itself
-TIME_MEAN = 1.5
+TIME_MEAN = 1.5  # of true latents with noise
+OWN_TIME_MEAN = 0.5  # of the network's own first outcome with noise
 OVERLAP_WEIGHT = 0.2  # of what the decoder makes of the first step's outcome
 VIEWS = (4, 2, 4, 8, 4, 1)  # few different shapes, so that recorded steps are reused
 
@@ -33,6 +33,11 @@ def by_token(grid: Tensor, tokens: int) -> Tensor:
     side = grid.shape[-1] // tokens
     cells = grid.reshape(len(grid), tokens, side, tokens, side, tokens, side)
     return cells.permute(0, 1, 3, 5, 2, 4, 6).reshape(len(grid), tokens**3, side**3)
+
+
+def spatial(times: Tensor) -> Tensor:
+    """Times [B], to be multiplied with grids [B, C, R, R, R]."""
+    return times[:, None, None, None, None]
 
 
 class StructureTask:
@@ -55,45 +60,69 @@ class StructureTask:
         self.networks = {"cond": self.cond, "flow": self.flow, "read_out": self.read_out}
         print(f"[{run.name}] structure: {count_parameters(self.cond, self.flow):.1f} M parameters", flush=True)
 
-    def draw(self, instances: Instances, draws: int) -> Batch:
-        """Noisy latents of each instance at `draws` times, what is to be predicted of them, and who sees the views."""
-        run, count = self.run, draws * len(instances.objects)
+    def draw(self, instances: Instances) -> Batch:
+        """True latents of the instances, noise for each, times of later steps, and who sees the views."""
+        run, count = self.run, len(instances.objects)
         samples = self.cache.sample(instances, self.cache.count, run.generator)
         grid = occupancy(samples, run.sizes.resolution)
         with run.autocast():
-            data = self.encoder(grid).float().repeat(draws, 1, 1, 1, 1)
-        noise = torch.randn(data.shape, generator=run.generator, device=run.device)
-        time = sample_times(len(grid), draws, run.generator, run.device, TIME_MEAN)
-        noisy, velocity = noised(data, noise, time[:, None, None, None, None])
+            data = self.encoder(grid).float()
         return {
-            "noisy": noisy,
-            "velocity": velocity,
-            "time": time,
-            "keep": drop_mask(count, run.generator, run.device),
             "grid": grid,
+            "data": data,
+            "noise": torch.randn(data.shape, generator=run.generator, device=run.device),
+            "own time": logit_normal_times(count, OWN_TIME_MEAN, run.generator, run.device),
+            "time": logit_normal_times(count, TIME_MEAN, run.generator, run.device),
+            "keep": drop_mask(count, run.generator, run.device),
         }
 
-    def losses(self, tokens: list[Tensor | None], image_cond: Tensor, batch: Batch) -> dict[str, Tensor]:
+    def losses(
+        self, tokens: list[Tensor | None], image_cond: Tensor, batch: Batch, later: bool = True
+    ) -> dict[str, Tensor]:
         """Errors of the velocity, of the occupancy that is read off on the way, and of the one that is decoded.
 
         A mean over all that the views allow, which is what the first step yields, decodes to less than is there: the
-        decoder's losses make it decide.
+        decoder's losses make it decide. What pleases the decoder is not what true latents look like under noise; so
+        with `later` every scene is predicted from two more states: its own first outcome under noise, which is what a
+        second step begins with, and the truth under noise, as in any flow.
         """
-        grid, keep = batch["grid"], batch["keep"]
-        scenes, draws = len(grid), len(batch["time"]) // len(grid)
+        data, noise, keep = batch["data"], batch["noise"], batch["keep"]
         with self.run.autocast():
-            context = self.cond(tokens, image_cond).repeat(draws, 1, 1) * keep[:, None, None]
-            prediction = self.flow(batch["noisy"], 1000 * batch["time"], context)
-            cells = self.read_out()
-            outcome = batch["noisy"][:scenes] - prediction[:scenes]  # of the draws at t = 1
+            context = self.cond(tokens, image_cond) * keep[:, None, None]
+        velocity, cells = self._predict(noise, torch.ones_like(keep), context)
+        outcome = noise - velocity
+        errors = self._errors("IoU", outcome, cells, batch)
+        if later:
+            own, _ = noised(outcome.detach(), noise, spatial(batch["own time"]))
+            noisy, true_velocity = noised(data, noise, spatial(batch["time"]))
+            velocity, cells = self._predict(
+                torch.cat([own, noisy]), torch.cat([batch["own time"], batch["time"]]), context.repeat(2, 1, 1)
+            )
+            own_velocity, velocity = velocity.chunk(2)
+            outcome = own - spatial(batch["own time"]) * own_velocity
+            own_errors = self._errors("later IoU", outcome, cells.chunk(2)[0], batch)
+            errors = {name: error + own_errors[name] for name, error in errors.items()}
+            errors["flow"] = errors["flow"] + (velocity - true_velocity).square().mean()
+        return errors
+
+    def _predict(self, states: Tensor, times: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Velocities of noisy states [B, C, R, R, R] at times [B], and the logits of the cells, float32."""
+        with self.run.autocast():
+            velocity = self.flow(states, 1000 * times, context)
+            return velocity.float(), self.read_out().float()
+
+    def _errors(self, title: str, outcome: Tensor, cells: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """How far an outcome [B, C, R, R, R] and its cells are from the truth; shows the overlap under `title`."""
+        grid, keep = batch["grid"], batch["keep"]
+        with self.run.autocast():
             decoded = self.decoder(outcome)
+        self.run.watch(title, intersection_over_union(decoded.detach(), grid).median())
         cross_entropy, dice = overlap_losses(decoded.float(), grid)
-        target = by_token(grid, self.side).repeat(draws, 1, 1)
-        occupied = F.binary_cross_entropy_with_logits(cells.float(), target, reduction="none").mean((1, 2))
+        occupied = F.binary_cross_entropy_with_logits(cells, by_token(grid, self.side), reduction="none").mean((1, 2))
         return {
-            "flow": (prediction.float() - batch["velocity"]).square().mean(),
+            "flow": (outcome - batch["data"]).square().mean(),
             "cells": 2 * (keep * occupied).mean(),
-            "overlap": OVERLAP_WEIGHT * (keep[:scenes] * (4 * cross_entropy + dice)).mean(),
+            "overlap": OVERLAP_WEIGHT * (keep * (4 * cross_entropy + dice)).mean(),
         }
 
 
@@ -106,7 +135,7 @@ def main(argv: list[str] | None = None) -> None:
         instances = run.library.random_instances(run.batch(80), run.generator)
         tokens, image_cond = encoders(instances, VIEWS[step % len(VIEWS)])
         levels = {f"level {index}": t for index, t in enumerate(tokens) if t is not None}
-        return {**levels, "image_cond": image_cond[:, :, 5:], **task.draw(instances, DRAWS)}
+        return {**levels, "image_cond": image_cond[:, :, 5:], **task.draw(instances)}
 
     def losses(batch: Batch) -> dict[str, Tensor]:
         tokens = [batch.get(f"level {index}") for index in range(1 + max(task.cond.levels))]

@@ -52,6 +52,12 @@ def overlap_losses(logits: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
     return cross_entropy, 1 - (2 * overlap + 1) / (probability.sum(every) + grid.sum(every) + 1)
 
 
+def intersection_over_union(logits: Tensor, grid: Tensor) -> Tensor:
+    """Of each object, [B]; occupancy logits and grid [B, 1, R, R, R]."""
+    ours, true = (x.flatten(1) > 0 for x in (logits, grid))
+    return (ours & true).sum(1) / (ours | true).sum(1).clamp(min=1)
+
+
 def main(argv: list[str] | None = None) -> None:
     args = parser(__doc__, minutes=1.5, learning_rate=2e-3, autoencoder=True).parse_args(argv)
     run = Run("structure_vae", args)
@@ -82,9 +88,7 @@ def main(argv: list[str] | None = None) -> None:
         logits = logits.float()
         bce, dice = overlap_losses(logits, grid)
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-        hit = logits > 0
-        union = (hit | (grid > 0)).sum((1, 2, 3, 4)).clamp(min=1)
-        run.watch("IoU", ((hit & (grid > 0)).sum((1, 2, 3, 4)) / union).median())
+        run.watch("IoU", intersection_over_union(logits.detach(), grid).median())
         spread = mean.detach().std((0, 2, 3, 4))
         run.watch("deviation", spread.mean())
         return {"bce": 4 * bce.mean(), "dice": dice.mean(), "kl": KL_WEIGHT * kl}

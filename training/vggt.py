@@ -17,11 +17,12 @@ from training.data.scenes import TRAINING_AZIMUTHS, Rendering, degrade, random_v
 from training.graphs import Batch
 from training.image_encoder import image_tokens
 from training.loop import Run, parser
-from training.structure_flow import VIEWS, StructureTask
+from training.structure_flow import StructureTask
 from trellis.models import VGGT
 
 ITERATION_DECAY = 0.6  # VGGT (Wang et al. 2025) weighs later refinements of the camera more
 CONFIDENCE_WEIGHT = 0.1
+VIEWS = (4, 8, 4, 2, 4, 8, 4, 1)  # of a scene, in turn; few different numbers, so that recorded steps are reused
 IMAGES = 288  # views of a step, whatever the number of views of a scene
 DENSE_SHARE = 16  # one view in so many goes through the dense head, the dearest part of a step
 STRUCTURE_SCENES = 16  # of a step, for the structure flow
@@ -176,7 +177,7 @@ def main(argv: list[str] | None = None) -> None:
             "points": rendering.points[: dense * per_scene],
             "alpha": rendering.alpha[: dense * per_scene],
             "image_cond": image_cond.unflatten(0, (flows, per_scene)),
-            **task.draw(instances.placements(flows), 1),
+            **task.draw(instances.placements(flows)),
         }
 
     def losses(batch: Batch) -> dict[str, Tensor]:
@@ -190,7 +191,7 @@ def main(argv: list[str] | None = None) -> None:
             )
         camera_tokens = tokens[-1][:, :, :1].float()
         encodings = model.camera_head([camera_tokens])
-        structure = task.losses([t[:flows] for t in tokens], image_cond, batch)
+        structure = task.losses([t[:flows] for t in tokens], image_cond, batch, later=False)
         run.watch("degrees", rotation_error(encodings[-1].detach(), batch["extrinsics"]))
         cameras = batch["extrinsics"], batch["fov"], scale(camera_tokens[:, :, 0]), batch["hull"]
         return {

@@ -178,7 +178,7 @@ def render(library: ObjectLibrary, instances: Instances, views: Views, generator
     to_eye = F.normalize(eye[image_index] - points, dim=1)
     normals = torch.where((flat * to_eye).sum(1, keepdim=True) < 0, -flat, normals)
     normals = torch.where((normals * to_eye).sum(1, keepdim=True) < -0.2, -normals, normals)
-    albedo = torch.einsum("pij,pj->pi", instances.hue[owner], library.sample_albedo(objects, uvs)).clamp(0, 1)
+    albedo = apply_each(instances.hue[owner], library.sample_albedo(objects, uvs)).clamp(0, 1)
     colour = shade(albedo, normals, to_eye, owner, len(instances.objects), generator)
 
     def image(values: Tensor) -> Tensor:
@@ -190,6 +190,13 @@ def render(library: ObjectLibrary, instances: Instances, views: Views, generator
     srgb = linear_to_srgb((colour * exposure[image_index]).clamp(0, 1))
     ones = torch.ones(len(pixel), 1, device=screen.device)
     return Rendering(image(srgb), image(ones), image(points), image(normals), image(linear_to_srgb(albedo)))
+
+
+def apply_each(matrices: Tensor, vectors: Tensor) -> Tensor:
+    """Each of millions of matrices [P, 3, 3] times its vector [P, 3]; as a batched product it took a tenth of the
+    time of drawing a batch."""
+    x, y, z = vectors.split(1, dim=1)
+    return torch.addcmul(torch.addcmul(matrices[:, :, 0] * x, matrices[:, :, 1], y), matrices[:, :, 2], z)
 
 
 def _perspective_weights(corners: Tensor, x: Tensor, y: Tensor) -> Tensor:
