@@ -34,6 +34,7 @@ import torch
 from benchmarks import full_size, gpu_stages
 from benchmarks.gpu_backends import compare_backends
 from benchmarks.gpu_profile import ablation, kernels
+from studio import memory
 from trellis.pipelines import TrellisVGGTTo3DPipeline
 from trellis.pipelines.conditioning import read_views
 from trellis.pipelines.warm_up import warm_up
@@ -41,6 +42,11 @@ from trellis.pipelines.warm_up import warm_up
 ROOT = Path(__file__).resolve().parents[1]
 SECTIONS = ("doctor", "tests", "backends", "stages", "ablation", "profile", "views", "voxels", "memory", "disk")
 _GIB = 2**30
+# Stage of `gpu_stages`: the studio's, whose networks are on the device meanwhile.
+_PLACES = {
+    "vggt": "cameras", "structure": "structure", "latent": "latent", "gaussians": "decode", "mesh": "decode",
+    "surface": "mesh",
+}  # fmt: skip
 
 
 class Run:
@@ -208,30 +214,30 @@ class Run:
     def _generate(self, views: int, offload: bool, limit_gib: float | None) -> tuple[float, float]:
         pipeline, on_gpu = self.pipeline, self.device.type == "cuda"
         if offload:
-            _place(pipeline, ())  # before the limit, which what is there already might break
+            memory.place(pipeline, "write")  # before the limit, which what is there already might break
         self._collect()
         if limit_gib and on_gpu:
             whole = torch.cuda.get_device_properties(self.device).total_memory
-            torch.cuda.set_per_process_memory_fraction(min(1.0, limit_gib * _GIB / whole), self.device)
+            _cap(min(1.0, limit_gib * _GIB / whole), self.device)
         started = time.perf_counter()
         try:
             self._read_views(views, offload)
             coords = self.coords(self.options.voxels)
             for stage in gpu_stages.stages(pipeline, views, coords, *self._steps(), batched=not offload):
                 if offload:
-                    _place(pipeline, stage.networks)
+                    memory.place(pipeline, _PLACES[stage.key])
                 stage.ours()
             self._synchronise()
+            return time.perf_counter() - started, self._allocated(at_peak=True)
         finally:
             if limit_gib and on_gpu:
-                torch.cuda.set_per_process_memory_fraction(1.0, self.device)
-            _place(pipeline, None)
-        return time.perf_counter() - started, self._allocated(at_peak=True)
+                _cap(1.0, self.device)
+            memory.place(pipeline, None)
 
     def _read_views(self, views: int, offload: bool) -> None:
         conditioners = "sparse_structure_vggt_cond", "slat_vggt_cond"
         if offload:
-            _place(self.pipeline, ("vggt", *conditioners))
+            memory.place(self.pipeline, "cameras")
         images = torch.rand(views, 3, *(self.pipeline.image_resolution,) * 2).to(self.device)
         networks = (self.pipeline.models[name] for name in conditioners)
         with torch.no_grad():
@@ -301,10 +307,9 @@ def main(arguments: list[str] | None = None, sizes: full_size.Sizes | None = Non
     return run.results
 
 
-def _place(pipeline: TrellisVGGTTo3DPipeline, wanted: tuple[str, ...] | None) -> None:
-    """Keep the wanted networks (None: all) on the pipeline's device. DINOv2 stays, it says which device that is."""
-    for name, network in {**pipeline.models, "vggt": pipeline.vggt}.items():
-        network.to(pipeline.device if wanted is None or name in wanted else "cpu")
+def _cap(fraction: float, device: torch.device) -> None:
+    """What this process may take of the device's memory."""
+    torch.cuda.set_per_process_memory_fraction(fraction, device.index or 0)
 
 
 def _resident() -> int:

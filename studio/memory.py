@@ -209,8 +209,10 @@ def place(pipeline: TrellisVGGTTo3DPipeline, stage: str | None) -> None:
     """Keep only the networks of a stage on the pipeline's device (None: all of them)."""
     needed = None if stage is None else NETWORKS.get(stage, ())
     launch_graph.forget()  # recordings hold memory, and are of no use once the weights have moved
-    for name, network in {**pipeline.models, "vggt": pipeline.vggt}.items():
-        network.to(pipeline.device if needed is None or name in needed else "cpu")
+    networks = {**pipeline.models, "vggt": pipeline.vggt}
+    leaving = {name for name in networks if needed is not None and name not in needed}
+    for name in sorted(networks, key=lambda name: name not in leaving):  # they make room before others come
+        networks[name].to("cpu" if name in leaving else pipeline.device)
 
 
 def _movable(pipeline: TrellisVGGTTo3DPipeline, stage: str) -> int:
