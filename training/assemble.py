@@ -70,8 +70,8 @@ def assemble(runs: Path, out: Path, tiny: bool = False) -> None:
             **{key: stems[key] for key in EXTRA},
             "image_resolution": sizes(tiny).image_size,
             "camera_frame": "object",
-            "structure_fill": 12,
-            "structure_thresholds": [0.0, -0.5, -1.0, -1.5],
+            "structure_smoothing": 0.6,
+            "structure_thresholds": [-0.75, -0.25, -1.25, -1.75],
         },
     }
     (out / "pipeline.json").write_text(json.dumps(pipeline, indent=2) + "\n")

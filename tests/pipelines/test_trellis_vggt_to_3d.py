@@ -148,7 +148,7 @@ def test_a_structure_is_cut_off_where_it_fits_best(pipeline, monkeypatch):
     logits = pipeline.models["sparse_structure_decoder"](pipeline.sample_structure_latent(cond, 3))
     thresholds = tuple(logits.flatten().quantile(torch.tensor([0.5, 0.9, 0.2])).tolist())
     monkeypatch.setattr(pipeline, "structure_thresholds", thresholds)
-    every = [models.sparse_structure_vae.occupied_coords(logits, None, threshold) for threshold in thresholds]
+    every = [models.sparse_structure_vae.occupied_coords(logits, threshold) for threshold in thresholds]
     assert torch.equal(pipeline.sample_sparse_structure(cond, 3), every[0])
     assert torch.equal(pipeline.sample_sparse_structure(cond, 3, outlines=FewestVoxels()), every[1])
 

@@ -230,7 +230,7 @@ def test_a_checkpoint_with_other_settings_shares_no_stage(checkpoint, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(checkpoint, other)
     config = json.loads((other / "pipeline.json").read_text())
-    config["args"]["structure_fill"] = 20
+    config["args"]["structure_smoothing"] = 0.5
     (other / "pipeline.json").write_text(json.dumps(config))
-    plain, filled = (load_engine(str(folder), "cpu") for folder in (checkpoint, other))
-    assert plain.weights == filled.weights and plain.environment != filled.environment
+    plain, smooth = (load_engine(str(folder), "cpu") for folder in (checkpoint, other))
+    assert plain.weights == smooth.weights and plain.environment != smooth.environment

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -207,14 +208,25 @@ class SparseStructureDecoder(_StructureNetwork):
         return self.out_layer(h.to(x.dtype)).to(x.dtype)
 
 
-def occupied_coords(logits: Tensor, fill_from: int | None = None, threshold: float = 0.0) -> Tensor:
+def occupied_coords(logits: Tensor, threshold: float = 0.0) -> Tensor:
     """`logits [B, 1, R, R, R] -> [N, 4]` int32 (batch, x, y, z) of the voxels with a logit above the threshold, in
-    index order.
+    index order."""
+    return torch.argwhere(logits[:, 0] > threshold).int()
 
-    fill_from: also take voxels of whose 26 neighbours at least so many have one, which closes pinholes in the surface.
+
+def smoothed(logits: Tensor, deviation: float) -> Tensor:
+    """Logits `[B, 1, R, R, R]` under a Gaussian of this standard deviation in voxels, 0 for none; the border repeats.
+
+    A small decoder's logits are chequered. Where it is unsure of a wall, that alone decides which voxels stay above a
+    threshold, and the wall comes out perforated.
     """
-    occupied = logits[:, :1] > threshold
-    if fill_from is not None:
-        counts = F.conv3d(occupied.float(), torch.ones(1, 1, 3, 3, 3, device=logits.device), padding=1)
-        occupied = occupied | (counts >= fill_from)
-    return torch.argwhere(occupied[:, 0]).int()
+    if deviation == 0:
+        return logits
+    reach = math.ceil(3 * deviation)
+    away = torch.arange(-reach, reach + 1, dtype=logits.dtype, device=logits.device) / deviation
+    weights = torch.softmax(-away.square() / 2, dim=0)
+    for axis in range(3):
+        shape, beside = [1] * 5, [0] * 6
+        shape[2 + axis], beside[4 - 2 * axis], beside[5 - 2 * axis] = len(weights), reach, reach
+        logits = F.conv3d(F.pad(logits, beside, mode="replicate"), weights.reshape(shape))
+    return logits

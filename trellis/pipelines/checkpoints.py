@@ -101,7 +101,7 @@ class PipelineSettings:
     slat_normalization: dict[str, list[float]]
     image_resolution: int = 518
     camera_frame: str = "first_view"
-    structure_fill: int | None = None
+    structure_smoothing: float = 0.0
     structure_candidates: int = 1
     structure_thresholds: tuple[float, ...] = (0.0,)
 
@@ -147,9 +147,9 @@ class Checkpoint:
         resolution = self.args.get("image_resolution", PipelineSettings.image_resolution)
         if not isinstance(resolution, int) or not 1 <= resolution <= 4096:
             raise InputError(f"image_resolution in pipeline.json must be in pixels, but is {resolution!r:.80}.")
-        fill = self.args.get("structure_fill")
-        if not (fill is None or (isinstance(fill, int) and 1 <= fill <= 26)):
-            raise InputError(f"structure_fill in pipeline.json must be 1 to 26 neighbours, but is {fill!r:.80}.")
+        smoothing = self.args.get("structure_smoothing", 0.0)
+        if not (isinstance(smoothing, int | float) and 0 <= smoothing <= 2):
+            raise InputError(f"structure_smoothing in pipeline.json must be 0 to 2 voxels, but is {smoothing!r:.80}.")
         candidates = self.args.get("structure_candidates", 1)
         if not (isinstance(candidates, int) and 1 <= candidates <= 100):
             raise InputError(f"structure_candidates in pipeline.json must be 1 to 100, but is {candidates!r:.80}.")
@@ -166,7 +166,7 @@ class Checkpoint:
             normalization,
             resolution,
             self.args.get("camera_frame", PipelineSettings.camera_frame),
-            fill,
+            smoothing,
             candidates,
             tuple(thresholds),
         )
