@@ -14,8 +14,7 @@ from trellis.errors import InputError
 @dataclass(frozen=True)
 class Preset:
     """values: flat settings by key, over the defaults of the checkpoint. effort: how many times its steps; for the
-    shape its tries, if the checkpoint chooses from several: such a one gains by choosing, not by more steps. Nor does
-    one that recommends a single step, which it was trained for."""
+    shape its tries, if the checkpoint chooses from several: such a one gains by choosing, not by more steps."""
 
     name: str
     help: str
@@ -71,8 +70,6 @@ def apply_preset(name: str, defaults: ReconstructSettings) -> ReconstructSetting
     known = {setting.key: setting for setting in leaves()}
     recommended = {key: int(known[key].of(defaults)) for key in (shape, "latent_steps")}
     scaled = {
-        key: min(max(round(preset.effort * count), 1), int(known[key].high))
-        for key, count in recommended.items()
-        if count > 1
+        key: min(max(round(preset.effort * count), 1), int(known[key].high)) for key, count in recommended.items()
     }
     return make_settings({**scaled, **preset.values}, defaults)

@@ -1,6 +1,9 @@
-"""Triton kernels of the networks against the references, in value and gradient."""
+"""Triton kernels of the networks, and spconv, against the references, in value and gradient."""
 
 from __future__ import annotations
+
+import importlib
+from types import ModuleType
 
 import pytest
 import torch
@@ -39,20 +42,27 @@ def assert_same_gradients(actual: torch.Tensor, expected: torch.Tensor, inputs: 
         torch.testing.assert_close(a, b, atol=2e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("width_in", "width_out"), [(20, 24), (3, 70)])
-def test_convolution(device, width_in, width_out):
-    from trellis.modules.sparse import conv_triton
+def convolution(name: str, device: str) -> ModuleType:
+    """A candidate for the sparse convolution."""
+    if name == "conv_spconv":
+        if device == "cpu":
+            pytest.skip("spconv's build for the CPU is racy")
+        pytest.importorskip("spconv")
+    return importlib.import_module(f"trellis.modules.sparse.{name}")
 
+
+@pytest.mark.parametrize("candidate", ["conv_triton", "conv_spconv"])
+@pytest.mark.parametrize(("width_in", "width_out"), [(20, 24), (3, 70)])
+def test_convolution(device, width_in, width_out, candidate):
     x = voxels([90, 41], width_in, device)
     inputs = [x.feats.requires_grad_(), kernel_of(width_out, width_in, device).requires_grad_()]
-    outs = (module.convolve(*inputs, x.sites) for module in (conv_triton, conv_torch))
+    outs = (module.convolve(*inputs, x.sites) for module in (convolution(candidate, device), conv_torch))
     assert_same_gradients(*outs, inputs)
 
 
+@pytest.mark.parametrize("candidate", ["conv_triton", "conv_spconv"])
 @pytest.mark.parametrize("refine", ["subdivided", "coarsened"])
-def test_convolution_of_copies(device, refine):
-    from trellis.modules.sparse import conv_triton
-
+def test_convolution_of_copies(device, refine, candidate):
     x = voxels([40, 25], 20, device)
     if refine == "subdivided":
         coarse, (fine, cells) = x.sites, subdivided(x.sites)
@@ -61,7 +71,8 @@ def test_convolution_of_copies(device, refine):
         fine, (coarse, cells) = x.sites, coarsen(x.sites)
         feats = x.feats[: len(coarse)].clone()
     inputs = [feats.requires_grad_(), kernel_of(24, 20, device).requires_grad_()]
-    outs = (module.convolve_copied(*inputs, coarse, fine, cells) for module in (conv_triton, conv_torch))
+    candidates = convolution(candidate, device), conv_torch
+    outs = (module.convolve_copied(*inputs, coarse, fine, cells) for module in candidates)
     assert_same_gradients(*outs, inputs)
 
 

@@ -344,7 +344,6 @@ def test_presets_take_more_steps_and_a_larger_texture_from_one_to_the_next():
         for sampler in ("structure", "latent"):
             steps = [getattr(settings, sampler).steps for settings in (draft, standard, best)]
             assert steps == sorted(steps) and (len(set(steps)) == 3 or many in (1, 50))
-            assert many > 1 or set(steps) == {1}  # a network trained for one step gains nothing by two
     choosing = make_settings({"structure_steps": 2, "structure_candidates": 5})
     assert [apply_preset(name, choosing).structure_candidates for name in PRESETS] == [2, 5, 8]
     assert {apply_preset(name, choosing).structure.steps for name in PRESETS} == {2}

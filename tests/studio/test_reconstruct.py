@@ -212,16 +212,16 @@ def test_an_unexpected_error_reaches_the_caller(engine, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_networks_of_one_step_say_so_when_asked_for_more(tmp_path):
+def test_networks_trained_without_guidance_say_so_when_asked_for_it(tmp_path):
     folder = write_tiny_checkpoint(tmp_path / "tiny")
     configuration = json.loads((folder / "pipeline.json").read_text())
-    configuration["args"]["sparse_structure_sampler"]["params"]["steps"] = 1
+    configuration["args"]["sparse_structure_sampler"]["params"]["cfg_strength"] = 1.0
     (folder / "pipeline.json").write_text(json.dumps(configuration))
     pipeline = TrellisVGGTTo3DPipeline.from_pretrained(folder)
-    for steps, told in ((1, False), (2, True)):
-        settings = make_settings({**QUICK, "structure_steps": steps, "latent_steps": 1})
-        result = list(reconstruct(tiny_views(1), settings, tmp_path / f"out{steps}", pipeline))[-1]
-        assert any("in one step; more than that make it worse" in note for note in result.notes) == told
+    for strength, told in ((1.0, False), (2.0, True)):
+        settings = make_settings({**QUICK, "structure_cfg_strength": strength, "structure_steps": 1, "latent_steps": 1})
+        result = list(reconstruct(tiny_views(1), settings, tmp_path / f"out{told}", pipeline))[-1]
+        assert any("more than 1 of faithfulness" in note for note in result.notes) == told
 
 
 def test_cameras_of_published_weights_are_not_called_registered(tmp_path):
