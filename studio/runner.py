@@ -137,7 +137,7 @@ class Run:
         """The settings without what these networks cannot do; and a word on what they were not trained for."""
         recommended = self._engine.pipeline.sparse_structure_sampler_params.get("cfg_strength")
         if recommended == 1 < settings.structure.cfg_strength:
-            self.note("These networks follow the photos as they are; more than 1 of faithfulness makes the shape worse.")
+            self.note("These networks follow the photos unasked; more than 1 of faithfulness makes the shape worse.")
         if settings.structure_candidates == 1 or self._engine.pipeline.camera_frame == "object":
             return settings
         self.note("These networks do not place the photos around the object, so there is one try at its shape.")

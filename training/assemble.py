@@ -35,8 +35,8 @@ ENCODERS = {("structure_vae", "encoder"): "ss_enc", ("latent_vae", "encoder"): "
 # Run, network: file stem in a checkpoint's folder of weights.
 STEMS = ENCODERS | {(run, network): stem for stem, _, run, network, _ in {**PARTS, **EXTRA}.values()}
 FLOWS = "structure_flow", "latent_flow"  # runs whose networks no other script reads
-# The structure's flow is trained to say in its first step, without guidance, what the views allow, and to go on from there
-# (training/LOG.md, runs 5 and 6).
+# The structure's flow is trained to say in its first step, without guidance, what the views allow, and to go on from
+# there (training/LOG.md, runs 5 and 6).
 STRUCTURE_PARAMS = {
     "steps": 2, "cfg_strength": 1.0, "cfg_interval": [0.5, 1.0], "rescale_t": 1.0, "guidance_rescale": 0.0,
 }

@@ -1,79 +1,17 @@
-"""Triton kernels of the networks, and spconv, against the references, in value and gradient."""
+"""Triton kernels of the networks against the references, in value and gradient."""
 
 from __future__ import annotations
 
-import importlib
-from types import ModuleType
-
 import pytest
 import torch
-import torch.nn.functional as F
+from kernel_cases import assert_same_gradients, kernel_of, voxels
 from kernel_devices import KERNEL_DEVICES, needs_triton
 
 from trellis.modules import norms_torch
 from trellis.modules.rope import grid_rotary_table
-from trellis.modules.sparse import SparseTensor, conv_torch
-from trellis.modules.sparse.spatial import coarsen, subdivided
+from trellis.modules.sparse import conv_torch
 
 pytestmark = [needs_triton, pytest.mark.parametrize("device", KERNEL_DEVICES)]
-
-
-def voxels(counts: list[int], channels: int, device: str, resolution: int = 8) -> SparseTensor:
-    generator = torch.Generator().manual_seed(3)
-    coords = []
-    for sample, count in enumerate(counts):
-        cells = torch.randperm(resolution**3, generator=generator)[:count].sort().values
-        xyz = torch.stack([cells // resolution**2, cells // resolution % resolution, cells % resolution], dim=1)
-        coords.append(F.pad(xyz, (1, 0), value=sample))
-    feats = torch.randn(sum(counts), channels, generator=generator)
-    return SparseTensor(feats.to(device), torch.cat(coords).int().to(device))
-
-
-def kernel_of(width_out: int, width_in: int, device: str) -> torch.Tensor:
-    weight = torch.randn(width_out, 27, width_in, generator=torch.Generator().manual_seed(4)) / width_in
-    return weight.to(device)
-
-
-def assert_same_gradients(actual: torch.Tensor, expected: torch.Tensor, inputs: list[torch.Tensor]) -> None:
-    torch.testing.assert_close(actual, expected, atol=2e-5, rtol=1e-4)
-    probe = torch.randn(expected.shape, generator=torch.Generator().manual_seed(5)).to(expected)
-    pairs = (torch.autograd.grad((out * probe).sum(), inputs) for out in (actual, expected))
-    for a, b in zip(*pairs, strict=True):
-        torch.testing.assert_close(a, b, atol=2e-4, rtol=1e-4)
-
-
-def convolution(name: str, device: str) -> ModuleType:
-    """A candidate for the sparse convolution."""
-    if name == "conv_spconv":
-        if device == "cpu":
-            pytest.skip("spconv's build for the CPU is racy")
-        pytest.importorskip("spconv")
-    return importlib.import_module(f"trellis.modules.sparse.{name}")
-
-
-@pytest.mark.parametrize("candidate", ["conv_triton", "conv_spconv"])
-@pytest.mark.parametrize(("width_in", "width_out"), [(20, 24), (3, 70)])
-def test_convolution(device, width_in, width_out, candidate):
-    x = voxels([90, 41], width_in, device)
-    inputs = [x.feats.requires_grad_(), kernel_of(width_out, width_in, device).requires_grad_()]
-    outs = (module.convolve(*inputs, x.sites) for module in (convolution(candidate, device), conv_torch))
-    assert_same_gradients(*outs, inputs)
-
-
-@pytest.mark.parametrize("candidate", ["conv_triton", "conv_spconv"])
-@pytest.mark.parametrize("refine", ["subdivided", "coarsened"])
-def test_convolution_of_copies(device, refine, candidate):
-    x = voxels([40, 25], 20, device)
-    if refine == "subdivided":
-        coarse, (fine, cells) = x.sites, subdivided(x.sites)
-        feats = x.feats
-    else:
-        fine, (coarse, cells) = x.sites, coarsen(x.sites)
-        feats = x.feats[: len(coarse)].clone()
-    inputs = [feats.requires_grad_(), kernel_of(24, 20, device).requires_grad_()]
-    candidates = convolution(candidate, device), conv_torch
-    outs = (module.convolve_copied(*inputs, coarse, fine, cells) for module in candidates)
-    assert_same_gradients(*outs, inputs)
 
 
 def test_half_precision_convolution_rounds_only_its_operands(device):
