@@ -21,10 +21,12 @@ from torch import Tensor, nn
 from training.assemble import STEMS
 from training.data.objects import ObjectLibrary
 from training.graphs import Batch, GraphedStep, drawn_ahead
+from training.muon import Muon
 from training.peers import Peers
 from training.settings import Sizes, sizes
 from trellis import backends
 from trellis.modules.norm import ChannelLayerNorm32
+from trellis.modules.sparse.transformer import ModulatedSparseTransformerCrossBlock, SparseTransformerBlock
 from trellis.modules.transformer import TransformerCrossBlock
 from trellis.modules.vit import Block
 from trellis.pipelines.quantisation import dequantise
@@ -111,8 +113,11 @@ class Run:
         self.networks = nn.ModuleDict(networks).to(self.device).train()
         self.compile_blocks(self.networks)
         on_gpu = self.device.type == "cuda"
-        parameters = [p for p in self.networks.parameters() if p.requires_grad]
         self.rate = torch.zeros((), device=self.device)  # a tensor, so that recorded steps follow the schedule
+        matrices = block_matrices(self.networks)
+        self.muon = Muon(matrices, self.rate)
+        taken = {id(matrix) for matrix in matrices}
+        parameters = [p for p in self.networks.parameters() if p.requires_grad and id(p) not in taken]
         self.optimiser = torch.optim.AdamW(
             [
                 {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": 0.01},
@@ -195,8 +200,10 @@ class Run:
         total.backward()
         trained = [n for n in self.networks.values() if any(p.requires_grad for p in n.parameters())]
         norms = [nn.utils.clip_grad_norm_(network.parameters(), 1.0) for network in trained]
-        self.optimiser.found_inf = (~torch.isfinite(torch.stack(norms).sum())).float()
+        finite = torch.isfinite(torch.stack(norms).sum())
+        self.optimiser.found_inf = (~finite).float()
         self.optimiser.step()
+        self.muon.step(finite)
 
     def _average(self) -> None:
         """Follow the weights with their exponential average."""
@@ -235,6 +242,8 @@ class Run:
             for kind in ("exp_avg", "exp_avg_sq"):
                 if parameter in self.optimiser.state:
                     state[f"{kind}/{name}"] = self.optimiser.state[parameter][kind].contiguous()
+        momenta = self.muon.momenta()
+        state |= {f"momentum/{k}": momenta[p].clone() for k, p in self.networks.named_parameters() if p in momenta}
         save_file(state, self.folder / "resume.safetensors")
         seconds = time.monotonic() - self.started
         (self.folder / "run.json").write_text(json.dumps({"step": self.step, "seconds": seconds}))
@@ -248,7 +257,10 @@ class Run:
         self.networks.load_state_dict({k[7:]: v for k, v in state.items() if k.startswith("weight/")})
         self.average = {k[8:]: v for k, v in state.items() if k.startswith("average/")}
         self.step = json.loads((self.folder / "run.json").read_text())["step"]
+        momenta = self.muon.momenta()
         for name, parameter in self.networks.named_parameters():
+            if parameter in momenta:
+                momenta[parameter].copy_(state[f"momentum/{name}"])
             if f"exp_avg/{name}" in state:
                 self.optimiser.state[parameter] = {
                     "step": torch.tensor(float(self.step), device=self.device if self.device.type == "cuda" else "cpu"),
@@ -260,8 +272,8 @@ class Run:
     def _warm_start(self) -> None:
         """Begin with the weights that `--init` has for a network: folders of runs, or assembled checkpoints."""
         for name, network in self.networks.items():
-            stem = STEMS.get((self.name, name), name)
-            # The structure flow is also trained along with VGGT.
+            # The structure's networks are also trained along with VGGT.
+            stem = STEMS.get((self.name, name)) or STEMS.get(("structure_flow", name), name)
             files = f"{self.name}/{name}", f"vggt/{name}", f"ckpts/{stem}"
             paths = (folder / f"{file}.safetensors" for folder in self.args.init for file in files)
             found = [path for path in paths if path.exists()]
@@ -279,6 +291,18 @@ class Run:
         module.load_state_dict(load_file(self.weights_of(run, network)))
         self.compile_blocks(module)
         return module.to(self.device).eval().requires_grad_(False)
+
+
+def block_matrices(networks: nn.Module) -> list[nn.Parameter]:
+    """The trained weights of the linear layers of transformer blocks, for `Muon`; all others are Adam's."""
+    kinds = Block, TransformerCrossBlock, SparseTransformerBlock, ModulatedSparseTransformerCrossBlock
+    return [
+        layer.weight
+        for block in networks.modules()
+        if isinstance(block, kinds)
+        for layer in block.modules()
+        if isinstance(layer, nn.Linear) and layer.weight.requires_grad
+    ]
 
 
 @contextmanager
