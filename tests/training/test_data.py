@@ -175,3 +175,30 @@ def test_a_packed_file_takes_solids_and_unions_of_what_it_holds(tmp_path):
         assert {int(red.sum()), int(blue.sum())} <= {
             len(meshes[0].faces), len(meshes[1].faces), 2 * len(meshes[0].faces), 2 * len(meshes[1].faces), 0
         }
+
+
+def test_a_deformed_copy_is_another_shape_of_the_same_parts(tmp_path):
+    rng = np.random.default_rng(4)
+    vertices, uvs, faces, texture, smooth = random_solid(rng)
+    mesh = PackedMesh("solid", vertices, uvs, faces, encoded(texture), smooth)
+    before = write_pack(tmp_path / "before.safetensors", [mesh])
+    pack_command.main([str(before), "-o", str(tmp_path / "after.safetensors"), "--variants", "8"])
+    original, *copies = unpack(tmp_path / "after.safetensors")
+    assert [copy.name for copy in copies] == [f"solid-variant-{k}" for k in range(8)]
+    for copy in copies:
+        np.testing.assert_array_equal(copy.faces, original.faces)
+        np.testing.assert_array_equal(copy.uvs, original.uvs)
+        assert copy.texture == original.texture and copy.smooth == original.smooth
+        low, high = copy.vertices.min(0), copy.vertices.max(0)
+        np.testing.assert_allclose(low + high, 0, atol=2e-3)
+        assert (high - low).max() == pytest.approx(1, abs=2e-3)
+        moved = np.linalg.norm(copy.vertices - original.vertices, axis=1)
+        assert moved.max() > 0.02, "deformed, not just copied"
+    shapes = {copy.vertices.tobytes() for copy in copies}
+    assert len(shapes) == 8
+    assert all(signed_volume(m) * signed_volume(original) > 0 for m in copies), "nothing is turned inside out"
+
+
+def signed_volume(mesh: PackedMesh) -> float:
+    a, b, c = mesh.vertices[mesh.faces].transpose(1, 0, 2)
+    return float((a * np.cross(b, c)).sum() / 6)
