@@ -19,7 +19,7 @@ from trellis.pipelines.quantisation import dequantise, quantise
 
 # key in pipeline.json: (file stem, class, run, network, settings key)
 PARTS = {
-    "sparse_structure_decoder": ("ss_dec", "SparseStructureDecoder", "structure_vae", "decoder", "ss_decoder"),
+    "sparse_structure_decoder": ("ss_dec", "SparseStructureDecoder", "structure_flow", "decoder", "ss_decoder"),
     "sparse_structure_flow_model": ("ss_flow", "SparseStructureFlowModel", "structure_flow", "flow", "ss_flow"),
     "sparse_structure_vggt_cond": ("ss_vggt_cond", "ModulatedMultiViewCond", "structure_flow", "cond", "ss_cond"),
     "slat_decoder_gs": ("slat_dec_gs", "SLatGaussianDecoder", "latent_vae", "gs", "slat_decoder_gs"),
@@ -32,8 +32,9 @@ EXTRA = {
     "image_cond_model": ("dinov2", "DinoVisionTransformer", "image_encoder", "dinov2", "dinov2"),
 }
 ENCODERS = {("structure_vae", "encoder"): "ss_enc", ("latent_vae", "encoder"): "slat_enc"}  # run, network: file stem
-# Run, network: file stem in a checkpoint's folder of weights.
-STEMS = ENCODERS | {(run, network): stem for stem, _, run, network, _ in {**PARTS, **EXTRA}.values()}
+# Run, network: file stem in a checkpoint's folder of weights. The structure's decoder begins with its autoencoder.
+STEMS = ENCODERS | {("structure_vae", "decoder"): "ss_dec"}
+STEMS |= {(run, network): stem for stem, _, run, network, _ in {**PARTS, **EXTRA}.values()}
 FLOWS = "structure_flow", "latent_flow"  # runs whose networks no other script reads
 # The structure's flow is trained to say in its first step, without guidance, what the views allow, and to go on from
 # there (training/LOG.md, runs 5 and 6).
@@ -70,8 +71,7 @@ def assemble(runs: Path, out: Path, tiny: bool = False) -> None:
             **{key: stems[key] for key in EXTRA},
             "image_resolution": sizes(tiny).image_size,
             "camera_frame": "object",
-            "structure_smoothing": 0.6,
-            "structure_thresholds": [-0.75, -0.25, -1.25, -1.75],
+            "structure_thresholds": [-0.6, -0.2, -1.0, -1.4],
         },
     }
     (out / "pipeline.json").write_text(json.dumps(pipeline, indent=2) + "\n")

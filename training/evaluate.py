@@ -3,10 +3,11 @@
     python -m training.evaluate --data validation.safetensors --checkpoint assets/mini --out evaluation
 
 DATA is a file of `training.data.pack --only validation.csv --role evaluate`. For each object, `--views` photographs
-without cameras go through the whole pipeline, and the result is compared with the object: cameras, surface (cells of
-64^3, 32^3 and 16^3 grids that it touches; Chamfer and F-score after similarity alignment) and unlit renders from 8
-unseen cameras on black, of the splats and of the GLB that the studio would write. Prints medians; writes `table.csv`
-and a contact sheet: views, then the GLB, the truth and our normals from three of the unseen cameras.
+without cameras go through the whole pipeline, and the result is compared with the object: cameras, voxels of the
+structure, the mesh's surface (cells of 64^3, 32^3 and 16^3 grids that it touches; Chamfer and F-score after similarity
+alignment) and unlit renders from 8 unseen cameras on black, of the splats and of the GLB that the studio would write.
+Prints medians; writes `table.csv` and a contact sheet: views, then the GLB, the truth and our normals from three of the
+unseen cameras.
 """
 
 from __future__ import annotations
@@ -110,6 +111,11 @@ def evaluate_object(
     row["absolute rotation"] = rotation_angle_degrees(cameras.rotations, true_rotation).median().item()
     if views > 1:
         row["relative rotation"] = relative_rotation_errors(cameras.rotations, true_rotation).median().item()
+    side = pipeline.models["slat_flow_model"].resolution
+    voxels = (coords[:, 1:] + 0.5) / side - 0.5
+    for resolution in (side, side // 2):
+        grids = (occupancy_grid(points, resolution) for points in (voxels, truth))
+        row[f"structure IoU {resolution}"] = grid_iou(*grids)
     for resolution in (64, 32, 16):
         row[f"IoU {resolution}"] = grid_iou(occupancy_grid(ours, resolution), occupancy_grid(truth, resolution))
     row["F1 within a voxel"] = grid_f1(occupancy_grid(ours, 64), occupancy_grid(truth, 64))

@@ -18,13 +18,13 @@ MINI: dict[str, dict] = {
         "img_size": 168,
         "patch_size": 14,
         "embed_dim": 256,
-        "depth": 5,
+        "depth": 6,
         "num_heads": 4,
         "init_values": 1.0,
         "patch_embed": {"depth": 1, "num_heads": 4},
         "camera_head": {"trunk_depth": 1, "num_heads": 8, "mlp_ratio": 2, "init_values": 1.0},
         "point_head": {"features": 32, "out_channels": [32, 48, 64, 64]},
-        "intermediate_layers": [1, 2, 3, 4],
+        "intermediate_layers": [1, 3, 4, 5],
     },
     "dinov2": {
         "img_size": 168,
@@ -54,7 +54,7 @@ MINI: dict[str, dict] = {
         "num_heads": 3,
         "num_init_tokens": 256,
         "qk_rms_norm": True,
-        "levels": [1, 2, 3, 4],
+        "levels": [1, 3, 4, 5],
     },
     "ss_flow": {
         "resolution": 16,
@@ -68,7 +68,7 @@ MINI: dict[str, dict] = {
         "share_mod": True,
         "qk_rms_norm": True,
     },
-    "slat_cond": {"channels": 128, "ctx_channels": 2 * 256 + 128, "levels": [1, 2, 3, 4]},
+    "slat_cond": {"channels": 128, "ctx_channels": 2 * 256 + 128, "levels": [1, 3, 4, 5]},
     "slat_encoder": {
         "resolution": RESOLUTION,
         "in_channels": VOXEL_FEATURES,

@@ -1,4 +1,4 @@
-"""Structure conditioner and flow transformer: noise to the 16^3 x 8 structure latent, under the tokens of all views.
+"""Structure conditioner, flow and decoder: noise to the 16^3 x 8 latent under the tokens of all views, and to voxels.
 
     python -m training.structure_flow --data objects.safetensors --out runs --minutes 12
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor
 
 from training.conditions import FrozenEncoders, ReadOut, count_parameters, drop_mask, logit_normal_times, noised
@@ -40,16 +41,22 @@ def spatial(times: Tensor) -> Tensor:
     return times[:, None, None, None, None]
 
 
+def overlap_error(logits: Tensor, grid: Tensor) -> Tensor:
+    """How far decoded occupancy is from the truth, [B]; logits and grid [B, 1, R, R, R]."""
+    cross_entropy, dice = overlap_losses(logits, grid)
+    return OVERLAP_WEIGHT * (4 * cross_entropy + dice)
+
+
 class StructureTask:
-    """What the structure conditioner and flow are trained on: targets of random instances, and the losses."""
+    """What the structure's networks are trained on: targets of random instances, and the losses."""
 
     def __init__(self, run: Run):
         self.run = run
         sizes = run.sizes
         encoder = SparseStructureEncoder(**sizes.networks["ss_encoder"])
-        decoder = SparseStructureDecoder(**sizes.networks["ss_decoder"])
         self.encoder = run.frozen("structure_vae", "encoder", encoder)
-        self.decoder = run.frozen("structure_vae", "decoder", decoder)
+        self.decoder = SparseStructureDecoder(**sizes.networks["ss_decoder"])
+        self.decoder.load_state_dict(load_file(run.weights_of("structure_vae", "decoder")))
         if run.device.type == "cuda":
             self.decoder.to(memory_format=torch.channels_last_3d)
         self.cache = structure_surfaces(run)
@@ -57,7 +64,7 @@ class StructureTask:
         self.flow = SparseStructureFlowModel(**sizes.networks["ss_flow"])
         self.side = self.flow.resolution // self.flow.patch_size  # tokens along an edge
         self.read_out = ReadOut(self.flow, (sizes.resolution // self.side) ** 3)
-        self.networks = {"cond": self.cond, "flow": self.flow, "read_out": self.read_out}
+        self.networks = {"cond": self.cond, "flow": self.flow, "decoder": self.decoder, "read_out": self.read_out}
         print(f"[{run.name}] structure: {count_parameters(self.cond, self.flow):.1f} M parameters", flush=True)
 
     def draw(self, instances: Instances) -> Batch:
@@ -82,7 +89,8 @@ class StructureTask:
         """Errors of the velocity, of the occupancy that is read off on the way, and of the one that is decoded.
 
         A mean over all that the views allow, which is what the first step yields, decodes to less than is there: the
-        decoder's losses make it decide. What pleases the decoder is not what true latents look like under noise; so
+        decoder's losses make it decide, and the decoder learns to make voxels of such means, while it goes on being
+        told what true latents stand for. What pleases the decoder is not what true latents look like under noise; so
         with `later` every scene is predicted from two more states: its own first outcome under noise, which is what a
         second step begins with, and the truth under noise, as in any flow.
         """
@@ -103,7 +111,9 @@ class StructureTask:
             own_errors = self._errors("later IoU", outcome, cells.chunk(2)[0], batch)
             errors = {name: error + own_errors[name] for name, error in errors.items()}
             errors["flow"] = errors["flow"] + (velocity - true_velocity).square().mean()
-        return errors
+        with self.run.autocast():
+            decoded = self.decoder(data)
+        return {**errors, "decoder": overlap_error(decoded.float(), batch["grid"]).mean()}
 
     def _predict(self, states: Tensor, times: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         """Velocities of noisy states [B, C, R, R, R] at times [B], and the logits of the cells, float32."""
@@ -117,12 +127,11 @@ class StructureTask:
         with self.run.autocast():
             decoded = self.decoder(outcome)
         self.run.watch(title, intersection_over_union(decoded.detach(), grid).median())
-        cross_entropy, dice = overlap_losses(decoded.float(), grid)
         occupied = F.binary_cross_entropy_with_logits(cells, by_token(grid, self.side), reduction="none").mean((1, 2))
         return {
             "flow": (outcome - batch["data"]).square().mean(),
             "cells": 2 * (keep * occupied).mean(),
-            "overlap": OVERLAP_WEIGHT * (keep * (4 * cross_entropy + dice)).mean(),
+            "overlap": (keep * overlap_error(decoded.float(), grid)).mean(),
         }
 
 

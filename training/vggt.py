@@ -2,8 +2,8 @@
 
     python -m training.vggt --data objects.safetensors --out runs --minutes 12
 
-The structure flow is trained along with it, on a part of the scenes, so that the tokens also learn to say what the flow
-asks of them; `training.structure_flow --init RUNS` then goes on with VGGT as it is.
+The structure's conditioner, flow and decoder are trained along with it, on a part of the scenes, so that the tokens
+also learn to say what the flow asks of them; `training.structure_flow --init RUNS` then goes on with VGGT as it is.
 """
 
 from __future__ import annotations
@@ -22,11 +22,10 @@ from trellis.models import VGGT
 
 ITERATION_DECAY = 0.6  # VGGT (Wang et al. 2025) weighs later refinements of the camera more
 CONFIDENCE_WEIGHT = 0.1
-VIEWS = (4, 8, 4, 2, 4, 8, 4, 1)  # of a scene, in turn; few different numbers, so that recorded steps are reused
+VIEWS = (4, 8, 4, 2, 8, 4, 8, 1)  # of a scene, in turn; few different numbers, so that recorded steps are reused
 IMAGES = 288  # views of a step, whatever the number of views of a scene
-DENSE_SHARE = 16  # one view in so many goes through the dense head, the dearest part of a step
-STRUCTURE_SCENES = 16  # of a step, for the structure flow
-STRUCTURE_WEIGHT = 0.3  # the cameras come first
+DENSE_SHARE = 32  # one view in so many goes through the dense head, the dearest part of a step
+STRUCTURE_SCENES = 36  # of a step, for the structure flow: as many as there are of 8 views
 VIEW_WEIGHT = 4
 PATCH_WEIGHT = 6  # of all losses the one whose gradient has most direction and least noise
 
@@ -200,7 +199,7 @@ def main(argv: list[str] | None = None) -> None:
             "point": point_loss(
                 points.float().flatten(0, 1), confidence.float().flatten(0, 1), batch["points"], batch["alpha"]
             ),
-            **{name: STRUCTURE_WEIGHT * loss for name, loss in structure.items()},
+            **structure,
         }
 
     run.train({"vggt": model, "patches": patches, "scale": scale, **task.networks}, draw, losses)
