@@ -5,7 +5,7 @@ import torch
 from golden_io import assert_close, assert_matches_manifest, load_golden, load_manifest
 
 from trellis.models import SparseStructureDecoder, SparseStructureEncoder
-from trellis.models.sparse_structure_vae import occupied_coords, smoothed
+from trellis.models.sparse_structure_vae import occupied_coords
 
 
 def load(cls, golden):
@@ -48,54 +48,6 @@ def test_decoder_matches_block_by_block_and_voxel_by_voxel():
     coords = occupied_coords(logits)
     assert coords.dtype == torch.int32
     assert torch.equal(coords, golden.outputs["coords"])
-
-
-def walls(present):
-    """Logits of a decoder sure of these voxels and of all others."""
-    return torch.where(present, 3.0, -3.0)[None, None]
-
-
-def chequered(side):
-    return (torch.arange(side)[:, None, None] + torch.arange(side)[:, None] + torch.arange(side)) % 2 == 0
-
-
-def test_an_unsure_wall_is_not_perforated_by_a_chequered_pattern():
-    logits = torch.full((1, 1, 16, 16, 16), -4.0)
-    logits[0, 0, 7:9] = torch.where(chequered(16)[7:9], 0.6, -1.2)
-    assert len(occupied_coords(logits)) == 16 * 16, "half of the wall"
-    coords = occupied_coords(smoothed(logits, 0.6), -1.75).tolist()
-    assert coords == [[0, x, y, z] for x in (7, 8) for y in range(16) for z in range(16)], "all of it and no more"
-
-
-def test_smoothing_keeps_walls_openings_sheets_and_wires():
-    box = torch.zeros(16, 16, 16, dtype=torch.bool)
-    box[3:13, 3:13, 3:13] = True
-    box[4:12, 4:12, 4:12] = False
-    bowl, sheet, wire = box.clone(), torch.zeros_like(box), torch.zeros_like(box)
-    bowl[4:12, 4:12, 12] = False  # no lid
-    sheet[:, :, 8] = True
-    wire[:, 8, 8] = True
-    for shape in (box, bowl, sheet, wire):
-        coords = occupied_coords(smoothed(walls(shape), 0.6), -0.75)
-        kept = torch.zeros_like(shape)
-        kept[tuple(coords[:, 1:].long().T)] = True
-        assert not kept[5:11, 5:11, 5:].logical_and(~shape[5:11, 5:11, 5:]).any(), "inside and opening stay empty"
-        if shape is sheet or shape is wire:
-            assert torch.equal(kept, shape)
-        else:
-            assert (shape & ~kept).sum() <= 8, "only corners may be worn"
-
-
-def test_smoothing_is_even_and_by_default_none():
-    logits = torch.zeros(2, 1, 8, 8, 8)
-    assert smoothed(logits, 0) is logits
-    logits[1, 0, 4, 4, 4] = 1
-    out = smoothed(logits, 0.6)
-    assert out.shape == logits.shape and out[0].abs().max() == 0
-    assert_close(out.sum(), torch.tensor(1.0))
-    for axes in ((3, 2, 4), (4, 3, 2), (2, 4, 3)):
-        assert_close(out, out.permute(0, 1, *axes))
-    assert_close(smoothed(torch.full((1, 1, 4, 4, 4), -5.0), 0.6), torch.full((1, 1, 4, 4, 4), -5.0))
 
 
 @pytest.mark.parametrize(

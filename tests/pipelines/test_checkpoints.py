@@ -184,7 +184,6 @@ def test_bad_network_configurations_are_sentences(folder, change, sentence):
         (lambda a: a["slat_normalization"].update(mean=[0.0]), "mean"),
         (lambda a: a.update(image_resolution="big"), "image_resolution"),
         (lambda a: a.update(camera_frame="moon"), "moon"),
-        (lambda a: a.update(structure_smoothing=99), "structure_smoothing"),
         (lambda a: a.update(structure_candidates=0), "structure_candidates"),
         (lambda a: a.update(structure_thresholds=[]), "structure_thresholds"),
         (lambda a: a.update(structure_thresholds=[0, "low"]), "structure_thresholds"),

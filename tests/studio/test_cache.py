@@ -230,7 +230,7 @@ def test_a_checkpoint_with_other_settings_shares_no_stage(checkpoint, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(checkpoint, other)
     config = json.loads((other / "pipeline.json").read_text())
-    config["args"]["structure_smoothing"] = 0.5
+    config["args"]["structure_thresholds"] = [0.5]
     (other / "pipeline.json").write_text(json.dumps(config))
-    plain, smooth = (load_engine(str(folder), "cpu") for folder in (checkpoint, other))
-    assert plain.weights == smooth.weights and plain.environment != smooth.environment
+    plain, coarse = (load_engine(str(folder), "cpu") for folder in (checkpoint, other))
+    assert plain.weights == coarse.weights and plain.environment != coarse.environment

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -212,21 +211,3 @@ def occupied_coords(logits: Tensor, threshold: float = 0.0) -> Tensor:
     """`logits [B, 1, R, R, R] -> [N, 4]` int32 (batch, x, y, z) of the voxels with a logit above the threshold, in
     index order."""
     return torch.argwhere(logits[:, 0] > threshold).int()
-
-
-def smoothed(logits: Tensor, deviation: float) -> Tensor:
-    """Logits `[B, 1, R, R, R]` under a Gaussian of this standard deviation in voxels, 0 for none; the border repeats.
-
-    A small decoder's logits are chequered. Where it is unsure of a wall, that alone decides which voxels stay above a
-    threshold, and the wall comes out perforated.
-    """
-    if deviation == 0:
-        return logits
-    reach = math.ceil(3 * deviation)
-    away = torch.arange(-reach, reach + 1, dtype=logits.dtype, device=logits.device) / deviation
-    weights = torch.softmax(-away.square() / 2, dim=0)
-    for axis in range(3):
-        shape, beside = [1] * 5, [0] * 6
-        shape[2 + axis], beside[4 - 2 * axis], beside[5 - 2 * axis] = len(weights), reach, reach
-        logits = F.conv3d(F.pad(logits, beside, mode="replicate"), weights.reshape(shape))
-    return logits

@@ -94,14 +94,13 @@ class SamplerSettings:
 
 @dataclass(frozen=True)
 class PipelineSettings:
-    """What pipeline.json states beside its networks; the last five default to what suits the published ones."""
+    """What pipeline.json states beside its networks; the last four default to what suits the published ones."""
 
     sparse_structure_sampler: SamplerSettings
     slat_sampler: SamplerSettings
     slat_normalization: dict[str, list[float]]
     image_resolution: int = 518
     camera_frame: str = "first_view"
-    structure_smoothing: float = 0.0
     structure_candidates: int = 1
     structure_thresholds: tuple[float, ...] = (0.0,)
 
@@ -147,9 +146,6 @@ class Checkpoint:
         resolution = self.args.get("image_resolution", PipelineSettings.image_resolution)
         if not isinstance(resolution, int) or not 1 <= resolution <= 4096:
             raise InputError(f"image_resolution in pipeline.json must be in pixels, but is {resolution!r:.80}.")
-        smoothing = self.args.get("structure_smoothing", 0.0)
-        if not (isinstance(smoothing, int | float) and 0 <= smoothing <= 2):
-            raise InputError(f"structure_smoothing in pipeline.json must be 0 to 2 voxels, but is {smoothing!r:.80}.")
         candidates = self.args.get("structure_candidates", 1)
         if not (isinstance(candidates, int) and 1 <= candidates <= 100):
             raise InputError(f"structure_candidates in pipeline.json must be 1 to 100, but is {candidates!r:.80}.")
@@ -166,7 +162,6 @@ class Checkpoint:
             normalization,
             resolution,
             self.args.get("camera_frame", PipelineSettings.camera_frame),
-            smoothing,
             candidates,
             tuple(thresholds),
         )

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from trellis import backends
 from trellis.errors import InputError
-from trellis.models.sparse_structure_vae import occupied_coords, smoothed
+from trellis.models.sparse_structure_vae import occupied_coords
 from trellis.modules import launch_stream
 from trellis.modules.attention import ZeroCondition, stack_conditions
 from trellis.modules.sparse import SparseTensor
@@ -45,7 +45,7 @@ REQUIRED_MODELS = (
 DECODERS = {"gaussian": "slat_decoder_gs", "mesh": "slat_decoder_mesh"}
 MODES = ("multidiffusion", "stochastic")
 CAMERA_FRAMES = ("first_view", "object")
-_FIXED = ("image_resolution", "camera_frame", "structure_smoothing", "structure_candidates", "structure_thresholds")
+_FIXED = ("image_resolution", "camera_frame", "structure_candidates", "structure_thresholds")
 
 
 class TrellisVGGTTo3DPipeline(Pipeline):
@@ -63,7 +63,6 @@ class TrellisVGGTTo3DPipeline(Pipeline):
         image_resolution: side in pixels of the prepared views.
         camera_frame: the world of estimated cameras. "first_view": the axes of the first camera, scale up to VGGT
             (published weights). "object": the object frame, z up, object within [-0.5, 0.5]^3.
-        structure_smoothing: of the voxels' logits, see `smoothed`; for networks too small for a surface without holes.
         structure_candidates: how many structures to choose from by default; see `sample_sparse_structure`.
         structure_thresholds: logits above which a voxel is taken, to choose from likewise; the first is the usual one.
         report: how the weights fitted.
@@ -81,7 +80,6 @@ class TrellisVGGTTo3DPipeline(Pipeline):
         slat_sampler_params: Mapping[str, Any] | None = None,
         image_resolution: int = 518,
         camera_frame: str = "first_view",
-        structure_smoothing: float = 0.0,
         structure_candidates: int = 1,
         structure_thresholds: Sequence[float] = (0.0,),
         report: LoadReport | None = None,
@@ -101,7 +99,6 @@ class TrellisVGGTTo3DPipeline(Pipeline):
         self.slat_sampler_params = dict(slat_sampler_params or {})
         self.image_resolution = image_resolution
         self.camera_frame = camera_frame
-        self.structure_smoothing = structure_smoothing
         self.structure_candidates = structure_candidates
         self.structure_thresholds = tuple(structure_thresholds)
         self.report = report or LoadReport()
@@ -213,7 +210,7 @@ class TrellisVGGTTo3DPipeline(Pipeline):
             for candidate in range(count):
                 report = part(callback, candidate, count)
                 latent = self.sample_structure_latent(cond, seed, sampler_params, report, batched, candidate)
-                logits = smoothed(self.models["sparse_structure_decoder"](latent), self.structure_smoothing)
+                logits = self.models["sparse_structure_decoder"](latent)
                 for threshold in self.structure_thresholds:
                     yield occupied_coords(logits, threshold)
 
