@@ -82,16 +82,17 @@ def _chosen(preset: str | None, values: dict[str, Any], defaults: ReconstructSet
 
 
 def _photos(sources: list[Path], frames: int = video.DEFAULT_FRAMES, cameras: Path | None = None) -> list[View]:
-    """Views of files that are there, with the cameras of a file; they are opened later.
+    """Views of files that can be read, with the cameras of a file.
 
-    Raises InputError as `as_views` and `read_cameras` do.
+    Raises InputError as `as_views`, `check_views` and `read_cameras` do.
     """
-    from studio.inputs import as_views
+    from studio.inputs import as_views, check_views
 
     absent = [f"'{source}'" for source in sources if not source.exists()]
     if absent:
         raise InputError(f"There is no {' and no '.join(absent)}.")
     views = as_views(sources, frames)
+    check_views(views)
     if cameras is None:
         return views
     stated = read_cameras(cameras, [view.name for view in views])

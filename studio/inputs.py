@@ -129,16 +129,16 @@ def pixels_of(view: View) -> int:
         return 0  # `open` will say why
 
 
-def check_views(views: Iterable[View]) -> tuple[list[View], list[str]]:
-    """Decode each view once: the usable ones, and one sentence for each of the others."""
-    good, sentences = [], []
+def check_views(views: Iterable[View]) -> None:
+    """Decode each view once. Raises BadViewsError with a sentence for each that cannot be used."""
+    sentences = []
     for view in views:
         try:
             view.open()
-            good.append(view)
         except InputError as error:
             sentences.append(str(error))
-    return good, sentences
+    if sentences:
+        raise BadViewsError(sentences)
 
 
 def with_mask(image: Image.Image, file: Path) -> Image.Image:

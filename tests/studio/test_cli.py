@@ -84,11 +84,12 @@ def test_json_lines(photos, checkpoint, shared_worker, tmp_path):
     assert record["settings"]["structure"]["cfg_interval"] == [0.5, 0.9]
 
 
-def test_bad_photos_end_with_2_and_a_sentence(tmp_path, checkpoint, shared_worker):
+def test_bad_photos_end_with_2_and_a_sentence_each_before_anything_is_loaded(tmp_path):
     (tmp_path / "text.png").write_text("hello")
-    outcome = run(tmp_path / "text.png", "-o", tmp_path / "out", "--checkpoint", checkpoint)
+    (tmp_path / "empty.png").touch()
+    outcome = run(tmp_path / "text.png", tmp_path / "empty.png", "-o", tmp_path / "out", "--checkpoint", "no/such")
     assert outcome.exit_code == 2
-    assert "'text.png' is not an image that can be read" in outcome.stderr
+    assert "'text.png' is not an image that can be read" in outcome.stderr and "'empty.png'" in outcome.stderr
     assert not (tmp_path / "out").exists()
 
 

@@ -15,8 +15,9 @@ MISSING = {"missing.png": (lambda path: None, "is not a file")}
 def test_a_bad_file_costs_one_sentence_with_its_name(name, tmp_path):
     write, why = (BAD | MISSING)[name]
     write(tmp_path / name)
-    good, sentences = check_views(as_views([tmp_path / name]))
-    assert good == []
+    with pytest.raises(BadViewsError) as caught:
+        check_views(as_views([tmp_path / name]))
+    sentences = caught.value.sentences
     assert len(sentences) == 1
     assert sentences[0].startswith(f"'{name}'") and why in sentences[0] and sentences[0].endswith(".")
 
