@@ -59,12 +59,13 @@ class Muon:
 
     @torch.no_grad()
     def step(self, finite: Tensor) -> None:
-        """One step along the gradients; none are taken in where `finite` (a boolean) is False."""
+        """One step along the gradients, or none, and no memory of them, where `finite` (a boolean) is False."""
+        counts = finite.to(self.rate.dtype)
+        rate = self.rate * counts
         for group, momentum in zip(self.groups, self.stacks, strict=True):
-            gradients = torch.stack([p.grad for p in group])
-            gradients = torch.where(finite, gradients, 0.0)
-            momentum.lerp_(gradients, 1 - MOMENTUM)
+            gradients = torch.where(finite, torch.stack([p.grad for p in group]), 0.0)
+            momentum.lerp_(gradients, (1 - MOMENTUM) * counts)
             change = orthogonalised(gradients.lerp(momentum, MOMENTUM))
-            scale = 0.2 * max(group[0].shape) ** 0.5 * self.rate
-            torch._foreach_mul_(group, 1 - self.rate * self.weight_decay)
+            scale = 0.2 * max(group[0].shape) ** 0.5 * rate
+            torch._foreach_mul_(group, 1 - rate * self.weight_decay)
             torch._foreach_sub_(group, list((scale * change).unbind()))

@@ -106,6 +106,21 @@ def test_a_checkpoint_taken_apart_is_what_the_flows_need(data, runs, tmp_path):
         script.main(arguments(data, tmp_path / "next", "--steps", "1", "--init", str(tmp_path / "mini")))
 
 
+def test_vggt_goes_on_with_the_structure_of_a_checkpoint(data, runs, tmp_path, capsys):
+    mini = tmp_path / "mini"
+    assemble(runs, mini, tiny=True)
+    keep_encoders(runs, tmp_path / "kept")
+    take_apart([mini, tmp_path / "kept"], tmp_path / "next")
+    vggt.main(arguments(data, tmp_path / "next", "--steps", "0", "--init", str(mini)))
+    said = capsys.readouterr().out
+    for network, stem in {"vggt": "vggt", "cond": "ss_vggt_cond", "flow": "ss_flow", "decoder": "ss_dec"}.items():
+        assert f"[vggt] {network} starts from {mini / 'ckpts' / stem}.safetensors" in said
+        kept = load_file(tmp_path / "next" / "vggt" / f"{network}.safetensors")
+        run = "vggt" if network == "vggt" else "structure_flow"
+        for key, value in load_file(runs / run / f"{network}.safetensors").items():
+            torch.testing.assert_close(kept[key], value, atol=0.02, rtol=0.02)  # shipped in 8 bits
+
+
 def test_the_camera_head_can_be_trained_alone(data, runs, tmp_path):
     camera_head.main(arguments(data, tmp_path, "--steps", "2", "--scenes", "24", "--init", str(runs)))
     before, after = (load_file(folder / "vggt" / "vggt.safetensors") for folder in (runs, tmp_path))
