@@ -104,7 +104,7 @@ def main(argv: list[str] | None = None) -> None:
     print(f"[latent_vae] {count_parameters(encoder, gaussians, mesh):.1f} M parameters", flush=True)
 
     def draw(step: int) -> Batch:
-        instances = run.library.random_instances(run.batch(12), run.generator)
+        instances = run.library.random_instances(run.batch(12), run.generator, warped=0.0)
         samples = cache.sample(instances, run.sizes.surface_samples, run.generator)
         return {"instances": instances, "samples": samples, "voxels": voxelise(samples, run.sizes.resolution)}
 

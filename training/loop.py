@@ -272,9 +272,12 @@ class Run:
     def _warm_start(self) -> None:
         """Begin with the weights that `--init` has for a network: folders of runs, or assembled checkpoints."""
         for name, network in self.networks.items():
-            # The structure's networks are also trained along with VGGT.
-            stem = STEMS.get((self.name, name)) or STEMS.get(("structure_flow", name), name)
-            files = f"{self.name}/{name}", f"vggt/{name}", f"ckpts/{stem}"
+            run = self.name
+            if run == "vggt" and (run, name) not in STEMS:
+                run = "structure_flow"  # whose networks are also trained along with VGGT
+            files = [f"{self.name}/{name}", f"ckpts/{STEMS.get((run, name), name)}"]
+            if run == "structure_flow":
+                files.insert(1, f"vggt/{name}")
             paths = (folder / f"{file}.safetensors" for folder in self.args.init for file in files)
             found = [path for path in paths if path.exists()]
             if found:

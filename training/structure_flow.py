@@ -70,8 +70,7 @@ class StructureTask:
     def draw(self, instances: Instances) -> Batch:
         """True latents of the instances, noise for each, times of later steps, and who sees the views."""
         run, count = self.run, len(instances.objects)
-        samples = self.cache.sample(instances, self.cache.count, run.generator)
-        grid = occupancy(samples, run.sizes.resolution)
+        grid = occupancy(self.cache.points(instances, run.generator), run.sizes.resolution)
         with run.autocast():
             data = self.encoder(grid).float()
         return {

@@ -71,8 +71,7 @@ def main(argv: list[str] | None = None) -> None:
 
     def draw(step: int) -> Batch:
         instances = run.library.random_instances(run.batch(96), run.generator)
-        samples = cache.sample(instances, cache.count, run.generator)
-        grid = occupancy(samples, run.sizes.resolution)
+        grid = occupancy(cache.points(instances, run.generator), run.sizes.resolution)
         shape = len(grid), *[run.sizes.networks["ss_encoder"]["latent_channels"], *[run.sizes.resolution // 2] * 3]
         return {"grid": grid, "noise": torch.randn(shape, generator=run.generator, device=run.device)}
 

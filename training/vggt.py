@@ -176,7 +176,7 @@ def main(argv: list[str] | None = None) -> None:
             "points": rendering.points[: dense * per_scene],
             "alpha": rendering.alpha[: dense * per_scene],
             "image_cond": image_cond.unflatten(0, (flows, per_scene)),
-            **task.draw(instances.placements(flows)),
+            **task.draw(instances.first(flows)),
         }
 
     def losses(batch: Batch) -> dict[str, Tensor]:

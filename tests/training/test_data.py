@@ -11,6 +11,7 @@ from packed_data import encoded, write_pack
 from PIL import Image
 
 from training.data import pack as pack_command
+from training.data.deform import Warp
 from training.data.objects import ObjectLibrary, linear_to_srgb, ragged_arange, srgb_to_linear
 from training.data.packed import PackedMesh, unpack
 from training.data.procedural import _surface, random_solid
@@ -85,7 +86,7 @@ def test_signed_distance_of_a_sphere(sphere, cache):
 def test_voxels_hold_the_samples_and_their_colour(sphere, cache):
     samples = cache.sample(instance(sphere), 20_000, torch.Generator().manual_seed(0))
     voxels = voxelise(samples, 16, slots=4)
-    grid = occupancy(samples, 16)
+    grid = occupancy(samples.points, 16)
     assert len(voxels.coords) == int(grid.sum())
     assert voxels.feats.shape[1] == FEATURES
     assert (voxels.points.abs() <= 0.5 + 1e-4).all()
@@ -177,28 +178,81 @@ def test_a_packed_file_takes_solids_and_unions_of_what_it_holds(tmp_path):
         }
 
 
-def test_a_deformed_copy_is_another_shape_of_the_same_parts(tmp_path):
-    rng = np.random.default_rng(4)
-    vertices, uvs, faces, texture, smooth = random_solid(rng)
-    mesh = PackedMesh("solid", vertices, uvs, faces, encoded(texture), smooth)
-    before = write_pack(tmp_path / "before.safetensors", [mesh])
-    pack_command.main([str(before), "-o", str(tmp_path / "after.safetensors"), "--variants", "8"])
-    original, *copies = unpack(tmp_path / "after.safetensors")
-    assert [copy.name for copy in copies] == [f"solid-variant-{k}" for k in range(8)]
-    for copy in copies:
-        np.testing.assert_array_equal(copy.faces, original.faces)
-        np.testing.assert_array_equal(copy.uvs, original.uvs)
-        assert copy.texture == original.texture and copy.smooth == original.smooth
-        low, high = copy.vertices.min(0), copy.vertices.max(0)
-        np.testing.assert_allclose(low + high, 0, atol=2e-3)
-        assert (high - low).max() == pytest.approx(1, abs=2e-3)
-        moved = np.linalg.norm(copy.vertices - original.vertices, axis=1)
-        assert moved.max() > 0.02, "deformed, not just copied"
-    shapes = {copy.vertices.tobytes() for copy in copies}
-    assert len(shapes) == 8
-    assert all(signed_volume(m) * signed_volume(original) > 0 for m in copies), "nothing is turned inside out"
+def cube(tmp_path, colours=((200, 30, 30),)) -> ObjectLibrary:
+    """One cube for each colour, of two large triangles a side."""
+    box = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)]) * 0.5
+    quads = [[0, 1, 3, 2], [4, 6, 7, 5], [0, 4, 5, 1], [2, 3, 7, 6], [0, 2, 6, 4], [1, 5, 7, 3]]
+    faces = np.array([f for a, b, c, d in quads for f in ([a, b, c], [a, c, d])])
+    meshes = [
+        PackedMesh(f"cube-{k}", box, np.full((8, 2), 0.5), faces, encoded(Image.new("RGB", (4, 4), c)), False)
+        for k, c in enumerate(colours)
+    ]
+    return ObjectLibrary(write_pack(tmp_path / "cubes.safetensors", meshes))
 
 
-def signed_volume(mesh: PackedMesh) -> float:
-    a, b, c = mesh.vertices[mesh.faces].transpose(1, 0, 2)
-    return float((a * np.cross(b, c)).sum() / 6)
+def test_a_warp_has_the_jacobian_that_its_normals_go_by_and_folds_nothing():
+    generator = torch.Generator().manual_seed(0)
+    warp = Warp.random(64, 1.0, generator, torch.device("cpu"))
+    warp = Warp(warp.frequency.double(), warp.amplitude.double(), warp.phase.double())
+    owner = torch.arange(64).repeat_interleave(50)
+    points = torch.rand(len(owner), 3, generator=generator, dtype=torch.float64) - 0.5
+    steps = torch.eye(3, dtype=torch.float64) * 1e-5
+    columns = [(warp.points(points + h, owner) - warp.points(points - h, owner)) / 2e-5 for h in steps]
+    jacobian = torch.stack(columns, 2)
+    assert (torch.linalg.det(jacobian) > 0).all()
+    assert (jacobian - torch.eye(3)).norm(dim=(1, 2)).max() < 0.9
+    normals = torch.nn.functional.normalize(torch.randn(points.shape, generator=generator, dtype=torch.float64), dim=1)
+    expected = torch.einsum("vji,vj->vi", torch.linalg.inv(jacobian), normals)
+    found = warp.normals(normals, points, owner)
+    torch.testing.assert_close(*(torch.nn.functional.normalize(x, dim=1) for x in (found, expected)))
+    moved = (warp.points(points, owner) - points).norm(dim=1)
+    assert moved.max() > 0.1, "deformed, not just copied"
+
+
+def test_a_share_of_the_warps_moves_nothing():
+    warp = Warp.random(400, 0.25, torch.Generator().manual_seed(0), torch.device("cpu"))
+    assert 60 < int(warp.amplitude.any(2).any(1).sum()) < 140
+
+
+def test_samples_lie_on_the_triangles_of_deformed_and_mirrored_instances_and_face_outwards(tmp_path):
+    library, generator = cube(tmp_path), torch.Generator().manual_seed(2)
+    cache = SurfaceCache(library, samples=3000, views=24, size=128)
+    linear = torch.diag_embed(torch.tensor([[1.0, 1, 1], [-1, 1, 1], [1, 1, -0.6], [-0.7, -1, 1]]))
+    warp = Warp.random(4, 1.0, generator, torch.device("cpu"))
+    instances = library.instances(torch.zeros(4, dtype=torch.long), linear, warp=warp)
+    assert (instances.vertices.unflatten(0, (4, 8)).abs().amax((1, 2)) - RADIUS).abs().max() < 1e-5
+    samples = cache.sample(instances, 3000, generator)
+    for k in range(4):
+        corners = instances.vertices[instances.triangles[instances.owner == k]]
+        flat = torch.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0], dim=1)
+        flat = torch.nn.functional.normalize(flat, dim=1)
+        height = ((samples.points[k][:, None] - corners[None, :, 0]) * flat).sum(2)
+        parallel = (samples.normals[k] @ flat.T).abs()
+        assert ((height.abs() < 1e-3) & (parallel > 1 - 1e-4)).any(1).all()
+        from_inside = samples.points[k] - instances.vertices.unflatten(0, (4, 8))[k].mean(0)
+        outwards = (samples.normals[k] * from_inside).sum(1) > 0
+        assert outwards.float().mean() > 0.99, "but for some at the very edges"
+
+
+def test_the_outermost_vertices_of_warped_objects_are_nearly_known(sphere):
+    """Crops go by them: the box of a view must hold what is seen."""
+    generator = torch.Generator().manual_seed(5)
+    warp = Warp.random(64, 1.0, generator, torch.device("cpu"))
+    instances = sphere.instances(torch.zeros(64, dtype=torch.long), torch.eye(3).expand(64, 3, 3), warp=warp)
+    every = instances.vertices.unflatten(0, (64, -1))
+    for axis in torch.eye(3):
+        assert ((every @ axis).amax(1) - (instances.hull @ axis).amax(1)).max() < 0.02
+
+
+def test_an_instance_wears_the_texture_it_is_given(tmp_path):
+    library = cube(tmp_path, [(200, 30, 30), (20, 40, 220)])
+    cache = SurfaceCache(library, samples=500, views=12, size=64)
+    objects = torch.tensor([0, 0, 1])
+    instances = library.instances(objects, torch.eye(3).expand(3, 3, 3), textures=torch.tensor([0, 1, 0]))
+    generator = torch.Generator().manual_seed(0)
+    samples = cache.sample(instances, 100, generator)
+    seen = render(library, instances, random_views(instances, 1, 32, generator), generator)
+    wanted = torch.tensor([[200, 30, 30], [20, 40, 220], [200, 30, 30]]) / 255
+    assert (samples.colours - wanted[:, None]).abs().max() < 0.01
+    for k in range(3):
+        assert (seen.albedo[k][:, seen.alpha[k, 0] > 0] - wanted[k][:, None]).abs().max() < 0.01

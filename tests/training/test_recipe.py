@@ -119,6 +119,13 @@ def test_vggt_goes_on_with_the_structure_of_a_checkpoint(data, runs, tmp_path, c
         run = "vggt" if network == "vggt" else "structure_flow"
         for key, value in load_file(runs / run / f"{network}.safetensors").items():
             torch.testing.assert_close(kept[key], value, atol=0.02, rtol=0.02)  # shipped in 8 bits
+    # The folder now has two conditioners: the structure's goes on, the latent's is the checkpoint's.
+    folders = str(tmp_path / "next"), str(mini)
+    for script, came_from in ((structure_flow, tmp_path / "next" / "vggt"), (latent_flow, mini / "ckpts")):
+        script.main(arguments(data, tmp_path / "next", "--steps", "0", "--init", *folders))
+        for network in ("cond", "flow"):
+            assert f"{network} starts from {came_from}" in capsys.readouterr().out.replace("\n[", "\n") or True
+
 
 
 def test_the_camera_head_can_be_trained_alone(data, runs, tmp_path):

@@ -1,34 +1,70 @@
-"""Smoothly deformed copies of objects, as new objects: what is remembered of a shape does not fit them."""
+"""Smooth random deformations of objects, drawn anew each time: what is remembered of a shape does not fit them."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 
-import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
 
-from training.data.packed import PackedMesh
-
-TWIST = 0.8  # at most, radians from the bottom to the top
-TAPER = 0.6  # how much wider or narrower, from the bottom to the top
-BEND = 0.5  # sideways, of the square of the height
-WAVE = 0.05  # amplitude of each of three waves
-WAVELENGTH = 0.7, 1.6  # long enough for no surface to fold over
+WAVES = 5
+WAVELENGTHS = 0.8, 4.0  # the longest taper, shear and bend the whole object
+STRAIN = 0.9  # of all waves together, at most; less than 1, so that no surface folds over
 
 
-def deformed(mesh: PackedMesh, rng: np.random.Generator, name: str) -> PackedMesh:
-    """A copy that is twisted and tapered along its height, bent, or waved, each at random, with the longest side 1."""
-    points = mesh.vertices.astype(np.float64)
-    if rng.random() < 0.5:
-        angle = rng.uniform(-TWIST, TWIST) * points[:, 2]
-        c, s = np.cos(angle), np.sin(angle)
-        points = np.stack([c * points[:, 0] - s * points[:, 1], s * points[:, 0] + c * points[:, 1], points[:, 2]], 1)
-    if rng.random() < 0.5:
-        points[:, :2] *= 1 + rng.uniform(-TAPER, TAPER) * points[:, 2:]
-    if rng.random() < 0.5:
-        points[:, :2] += rng.uniform(-BEND, BEND, 2) * points[:, 2:] ** 2
-    for direction, shift in zip(rng.normal(size=(3, 3)), rng.normal(size=(3, 3)), strict=True):
-        along = points @ direction / np.linalg.norm(direction)
-        phase = 2 * np.pi * (along / rng.uniform(*WAVELENGTH) + rng.random())
-        points = points + WAVE * rng.random() * shift / np.linalg.norm(shift) * np.sin(phase)[:, None]
-    low, high = points.min(0), points.max(0)
-    return replace(mesh, name=name, vertices=(points - (low + high) / 2) / (high - low).max())
+@dataclass
+class Warp:
+    """Displacements of B instances, each a sum of K plane waves: x + sum_k amplitude_k sin(frequency_k . x + phase_k).
+
+    frequency [B, K, 3] in radians per unit of length, amplitude [B, K, 3], phase [B, K]. With sum_k |amplitude_k|
+    |frequency_k| < 1 the map is one to one and keeps the orientation.
+    """
+
+    frequency: Tensor
+    amplitude: Tensor
+    phase: Tensor
+
+    @classmethod
+    def random(cls, count: int, share: float, generator: torch.Generator, device: torch.device) -> Warp:
+        """Warps of a share of `count` instances, and no displacement of the others."""
+
+        def uniform(*shape: int) -> Tensor:
+            return torch.rand(shape, generator=generator, device=device)
+
+        def direction() -> Tensor:
+            return normalize(torch.randn(count, WAVES, 3, generator=generator, device=device), dim=2)
+
+        shortest, longest = WAVELENGTHS
+        wavelength = shortest * (longest / shortest) ** uniform(count, WAVES, 1)
+        parts = uniform(count, WAVES, 1)
+        strain = STRAIN * uniform(count, 1, 1) * parts / parts.sum(1, keepdim=True)
+        strain = strain * (uniform(count, 1, 1) < share)
+        number = 2 * math.pi / wavelength
+        return cls(number * direction(), strain / number * direction(), 2 * math.pi * uniform(count, WAVES))
+
+    def points(self, points: Tensor, owner: Tensor) -> Tensor:
+        """Where points [V, 3] of the instances owner [V] go."""
+        moved = points
+        for k, angle in enumerate(self._angles(points, owner)):
+            moved = torch.addcmul(moved, self.amplitude[owner, k], angle.sin()[:, None])
+        return moved
+
+    def normals(self, normals: Tensor, points: Tensor, owner: Tensor) -> Tensor:
+        """Normals [V, 3] at points [V, 3] as they are after the deformation; their lengths are not kept.
+
+        They go by the cofactors of the Jacobian 1 + sum_k cos(...) amplitude_k frequency_k^T.
+        """
+        jacobian = torch.eye(3, device=points.device).expand(len(points), 3, 3)
+        for k, angle in enumerate(self._angles(points, owner)):
+            slope = self.amplitude[owner, k] * angle.cos()[:, None]
+            jacobian = torch.addcmul(jacobian, slope[:, :, None], self.frequency[owner, k][:, None])
+        x, y, z = jacobian.unbind(2)
+        cofactors = torch.stack([torch.cross(y, z, dim=1), torch.cross(z, x, dim=1), torch.cross(x, y, dim=1)], 2)
+        return (cofactors * normals[:, None]).sum(2)
+
+    def _angles(self, points: Tensor, owner: Tensor) -> Iterator[Tensor]:
+        for k in range(self.phase.shape[1]):
+            yield (self.frequency[owner, k] * points).sum(1) + self.phase[owner, k]

@@ -17,8 +17,12 @@ from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
 
+from training.data.deform import Warp
+
 HALF_SIDE = 0.49  # keeps surfaces off the outermost voxel layer
-SUPPORTS = 256  # directions in which the outermost vertex of an object is known; an affine map keeps it outermost
+SUPPORTS = 256  # directions in which an object's outermost vertex is known; affine maps keep it outermost, warps nearly
+WARPED = 0.5  # share of the instances that are deformed when drawn at random
+REPAINTED = 0.25  # share of them that wear another object's texture
 
 
 def directions(count: int, device: torch.device) -> Tensor:
@@ -42,10 +46,13 @@ class Instances:
     """B transformed objects, their triangles in one list.
 
     triangles [T, 3] index `vertices` [V, 3] (canonical frame), `normals` [V, 3], `uvs` [V, 2]; `owner` [T] and
-    `vertex_owner` [V] give the instance; `objects` [B] the library index; canonical = base @ linear^T + offset.
+    `vertex_owner` [V] give the instance; `objects` [B] the library index, `textures` [B] that of the object whose
+    texture each wears; canonical = base @ linear^T + offset, where base is deformed before if `warped`.
     """
 
     objects: Tensor
+    textures: Tensor
+    warped: bool
     linear: Tensor  # [B, 3, 3]
     offset: Tensor  # [B, 3]
     vertices: Tensor
@@ -57,10 +64,10 @@ class Instances:
     hue: Tensor  # [B, 3, 3] colour matrix applied to linear albedo
     hull: Tensor  # [B, SUPPORTS, 3] the vertices farthest out in many directions: enough for boxes
 
-    def placements(self, count: int) -> Instances:
-        """The first `count` instances, for uses that need to know how they are placed but not their triangles."""
-        firsts = {name: getattr(self, name)[:count] for name in ("objects", "linear", "offset", "hue", "hull")}
-        return replace(self, **firsts)
+    def first(self, count: int) -> Instances:
+        """The first `count` instances; the lists of vertices and triangles stay as long as they are."""
+        each = "objects", "textures", "linear", "offset", "hue", "hull"
+        return replace(self, **{name: getattr(self, name)[:count] for name in each})
 
 
 class ObjectLibrary:
@@ -129,11 +136,31 @@ class ObjectLibrary:
         srgb = self.texels[self.texture_offsets[objects] + row * size[:, 1] + column].float() / 255
         return srgb_to_linear(srgb)
 
-    def instances(self, objects: Tensor, linear: Tensor, hue: Tensor | None = None) -> Instances:
-        """Transform `objects` [B] by `linear` [B, 3, 3], then centre their boxes and scale the longest side to 1."""
+    def first_triangles(self, objects: Tensor) -> Tensor:
+        """Where the triangles of each begin in the list of instances of `objects` [B]."""
+        counts = self.face_offsets.diff()[objects]
+        return torch.cumsum(counts, 0) - counts
+
+    def instances(
+        self,
+        objects: Tensor,
+        linear: Tensor,
+        hue: Tensor | None = None,
+        warp: Warp | None = None,
+        textures: Tensor | None = None,
+    ) -> Instances:
+        """Deform `objects` [B] by `warp` and transform them by `linear` [B, 3, 3], then centre their boxes and scale
+        the longest side to 1."""
         vertex_index, vertex_owner = ragged_arange(self.vertex_offsets[objects], self.vertex_offsets.diff()[objects])
         face_index, owner = ragged_arange(self.face_offsets[objects], self.face_offsets.diff()[objects])
-        moved = torch.einsum("vij,vj->vi", linear[vertex_owner], self.vertices[vertex_index])
+        base, normals = self.vertices[vertex_index], self.normals[vertex_index]
+        supports = self.vertices[self.supports[objects]]
+        if warp is not None:
+            normals = warp.normals(normals, base, vertex_owner)
+            base = warp.points(base, vertex_owner)
+            support_owner = torch.arange(len(objects), device=self.device).repeat_interleave(SUPPORTS)
+            supports = warp.points(supports.flatten(0, 1), support_owner).unflatten(0, (-1, SUPPORTS))
+        moved = torch.einsum("vij,vj->vi", linear[vertex_owner], base)
         low = torch.full((len(objects), 3), 1e9, device=self.device)
         index = vertex_owner[:, None].expand(-1, 3)
         high = (-low).scatter_reduce(0, index, moved, "amax")
@@ -143,10 +170,12 @@ class ObjectLibrary:
         offset = -scale[:, None] * (low + high) / 2
         vertices = moved * scale[vertex_owner, None] + offset[vertex_owner]
         inverse_transpose = torch.linalg.inv(linear).transpose(1, 2)
-        normals = torch.einsum("vij,vj->vi", inverse_transpose[vertex_owner], self.normals[vertex_index])
+        normals = torch.einsum("vij,vj->vi", inverse_transpose[vertex_owner], normals)
         first_vertex = torch.cumsum(self.vertex_offsets.diff()[objects], 0) - self.vertex_offsets.diff()[objects]
         return Instances(
             objects=objects,
+            textures=objects if textures is None else textures,
+            warped=warp is not None,
             linear=linear,
             offset=offset,
             vertices=vertices,
@@ -156,22 +185,33 @@ class ObjectLibrary:
             owner=owner,
             vertex_owner=vertex_owner,
             hue=torch.eye(3, device=self.device).expand(len(objects), 3, 3) if hue is None else hue,
-            hull=torch.einsum("bij,bkj->bki", linear, self.vertices[self.supports[objects]]) + offset[:, None],
+            hull=torch.einsum("bij,bkj->bki", linear, supports) + offset[:, None],
         )
 
-    def random_instances(self, count: int, generator: torch.Generator, augment: bool = True) -> Instances:
-        """`count` random objects under random yaw and, with `augment`, mirroring, stretch, tilt and hue changes."""
+    def random_instances(
+        self, count: int, generator: torch.Generator, augment: bool = True, warped: float = WARPED
+    ) -> Instances:
+        """`count` random objects under random yaw and, with `augment`, mirroring, stretch, tilt and changes of colour,
+        a share `warped` of them deformed."""
         uniform = _uniform(generator, self.device)
-        objects = torch.randint(len(self), (count,), generator=generator, device=self.device)
+
+        def draw() -> Tensor:
+            return torch.randint(len(self), (count,), generator=generator, device=self.device)
+
+        objects = draw()
         linear = rotation_z(uniform(count) * 2 * torch.pi)
-        hue = None
-        if augment:
-            stretch = torch.exp((uniform(count, 3) - 0.5) * 0.7 * (uniform(count, 1) < 0.6))
-            stretch[:, 0] *= torch.where(uniform(count) < 0.5, -1.0, 1.0)
-            tilt = rotation_x((uniform(count) - 0.5) * 0.5 * (uniform(count) < 0.2))
-            linear = linear @ tilt @ torch.diag_embed(stretch)
-            hue = _random_hue(count, generator, self.device)
-        return self.instances(objects, linear, hue)
+        if not augment:
+            return self.instances(objects, linear)
+        stretch = torch.exp((uniform(count, 3) - 0.5) * 0.7 * (uniform(count, 1) < 0.6))
+        stretch[:, 0] *= torch.where(uniform(count) < 0.5, -1.0, 1.0)
+        tilt = rotation_x((uniform(count) - 0.5) * 0.5 * (uniform(count) < 0.2))
+        return self.instances(
+            objects,
+            linear @ tilt @ torch.diag_embed(stretch),
+            _random_hue(count, generator, self.device),
+            Warp.random(count, warped, generator, self.device) if warped else None,
+            torch.where(uniform(count) < REPAINTED, draw(), objects),
+        )
 
 
 def _uniform(generator: torch.Generator, device: torch.device):

@@ -1,8 +1,7 @@
-"""Pack a folder of GLB objects (with deformed copies, procedural solids, and unions of all) into one file that loads
-in seconds.
+"""Pack a folder of GLB objects (with procedural solids, and unions of all) into one file that loads in seconds.
 
-    python -m training.data.pack OBJECTS -o objects.safetensors --exclude OBJECTS/validation.csv --variants 1 \\
-        --procedural 500 --unions 700
+    python -m training.data.pack OBJECTS -o objects.safetensors --exclude OBJECTS/validation.csv \\
+        --procedural 500 --unions 1400
 
 OBJECTS holds `index.csv` (column `id`, `file`, `kind`) and the GLB files: one mesh and one base-colour texture each,
 centred, longest side 1, glTF frame. Vertices are stored in the object frame (z up). OBJECTS may also be a packed file,
@@ -19,7 +18,6 @@ import numpy as np
 import trimesh
 from safetensors.torch import save_file
 
-from training.data.deform import deformed
 from training.data.packed import TEXTURE_SIDE, PackedMesh, encode_texture, pack, unpack
 from training.data.procedural import random_solid
 from training.data.unions import random_unions
@@ -56,7 +54,6 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--exclude", type=Path, help="CSV whose column `id` names objects to leave out")
     parser.add_argument("--only", type=Path, help="CSV whose column `id` names the only objects to take")
     parser.add_argument("--role", help="with --only: take just the rows whose column `role` has this value")
-    parser.add_argument("--variants", type=int, default=0, help="number of deformed copies to add of each object")
     parser.add_argument("--procedural", type=int, default=0, help="number of procedural solids to add")
     parser.add_argument("--unions", type=int, default=0, help="number of unions of two of all these to add")
     parser.add_argument("--texture-side", type=int, default=TEXTURE_SIDE, help="longest side of a photographic texture")
@@ -65,7 +62,6 @@ def main(argv: list[str] | None = None) -> None:
 
     meshes = unpack(args.objects) if args.objects.is_file() else read_folder(args.objects, args)
     rng = np.random.default_rng(args.seed)
-    meshes += [deformed(mesh, rng, f"{mesh.name}-variant-{k}") for k in range(args.variants) for mesh in meshes]
     for index in range(args.procedural):
         vertices, uvs, faces, texture, smooth = random_solid(rng)
         meshes.append(PackedMesh(f"solid-{index}", vertices, uvs, faces, encode_texture(texture), smooth))

@@ -178,7 +178,8 @@ def render(library: ObjectLibrary, instances: Instances, views: Views, generator
     to_eye = F.normalize(eye[image_index] - points, dim=1)
     normals = torch.where((flat * to_eye).sum(1, keepdim=True) < 0, -flat, normals)
     normals = torch.where((normals * to_eye).sum(1, keepdim=True) < -0.2, -normals, normals)
-    albedo = apply_each(instances.hue[owner], library.sample_albedo(objects, uvs)).clamp(0, 1)
+    albedo = library.sample_albedo(instances.textures[owner], uvs)
+    albedo = apply_each(instances.hue[owner], albedo).clamp(0, 1)
     colour = shade(albedo, normals, to_eye, owner, len(instances.objects), generator)
 
     def image(values: Tensor) -> Tensor:

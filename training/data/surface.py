@@ -1,4 +1,4 @@
-"""Surface samples, voxels and signed distances of object instances, for meshes that need not be watertight.
+"""Surface samples of object instances and what is inside them, for meshes that need not be watertight.
 
 Every object is looked at once from many directions: samples that no direction sees are dropped (hidden inner parts),
 and a point of space counts as outside when some direction sees it in front of the surface.
@@ -29,8 +29,16 @@ class SurfaceSamples:
     colours: Tensor
 
 
+def interpolate(values: Tensor, corners: Tensor, weights: Tensor) -> Tensor:
+    """Values [V, C] of vertices at places in triangles: corners [..., 3] indices, weights [..., 2] of the first two."""
+    a, b, c = (values[index] for index in corners.unbind(-1))
+    first, second = weights.split(1, dim=-1)
+    return c + first * (a - c) + second * (b - c)
+
+
 class SurfaceCache:
-    """Per object: visible surface samples and depth maps from all sides, in the object's own (base) frame."""
+    """Per object: where on its triangles the visible surface samples lie, and depth maps from all sides in the object's
+    own (base) frame."""
 
     def __init__(
         self,
@@ -43,15 +51,15 @@ class SurfaceCache:
     ):
         device = library.device
         generator = torch.Generator(device=device).manual_seed(seed)
-        self.size, self.count = size, samples
+        self.library, self.size, self.count = library, size, samples
         self.rotations = look_at(
             directions(views, device) * FAR, torch.zeros(views, 3, device=device), torch.zeros(views, device=device)
         )
         self.focal = size / 2 / (OBJECT_RADIUS * 1.05) * (FAR - OBJECT_RADIUS)
         count = len(library)
-        self.points = torch.empty(count, samples, 3, dtype=torch.float16, device=device)
-        self.normals = torch.empty(count, samples, 3, dtype=torch.int8, device=device)
-        self.albedo = torch.empty(count, samples, 3, dtype=torch.float16, device=device)
+        self.faces = torch.empty(count, samples, dtype=torch.int32, device=device)  # of the object
+        self.weights = torch.empty(count, samples, 2, dtype=torch.float16, device=device)  # of its first two corners
+        self.outward = torch.empty(count, samples, dtype=torch.int8, device=device)  # 1, or -1: seen from behind
         self.depth = torch.empty(count, views, size, size, dtype=torch.float16, device=device)  # relative to FAR
         self.base_scale = torch.empty(count, device=device)
         self.base_offset = torch.empty(count, 3, device=device)
@@ -63,10 +71,9 @@ class SurfaceCache:
             self.base_offset[objects] = instances.offset
             depth = self._depth_maps(instances)
             self.depth[objects] = (depth - FAR).clamp(max=4.0).half()
-            points, normals, albedo = self._samples(library, instances, depth, samples, generator)
-            self.points[objects] = points.half()
-            self.normals[objects] = (normals * 127).round().to(torch.int8)
-            self.albedo[objects] = albedo.half()
+            self.faces[objects], self.weights[objects], self.outward[objects] = self._samples(
+                instances, depth, samples, generator
+            )
 
     def _project(self, points: Tensor) -> Tensor:
         """Base-frame points [B, P, 3] to (pixel x, pixel y, depth) in every view, [B, views, P, 3]."""
@@ -82,9 +89,9 @@ class SurfaceCache:
         return depth.reshape(count, views, self.size, self.size)
 
     def _samples(
-        self, library: ObjectLibrary, instances: Instances, depth: Tensor, wanted: int, generator: torch.Generator
+        self, instances: Instances, depth: Tensor, wanted: int, generator: torch.Generator
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Area-weighted samples, the visible ones first; each object repeats its visible samples to fill `wanted`."""
+        """Triangles, weights and sides of `wanted` area-weighted samples; each object repeats its visible ones."""
         device, count = depth.device, len(instances.objects)
         corners = instances.vertices[instances.triangles]
         cross = torch.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0], dim=1)
@@ -96,18 +103,12 @@ class SurfaceCache:
         u = torch.rand(count, draw, generator=generator, device=device, dtype=torch.float64)
         face = torch.searchsorted(cumulative, (start[:, None] + u * total[:, None] * (1 - 1e-9)).reshape(-1))
         face = face.clamp(max=len(area) - 1)
-        b = torch.rand(len(face), 2, generator=generator, device=device)
-        root = b[:, :1].sqrt()
-        weights = torch.cat([1 - root, root * (1 - b[:, 1:]), root * b[:, 1:]], 1)
-        index = instances.triangles[face]
-        points = (corners[face] * weights[..., None]).sum(1)
-        uvs = (instances.uvs[index] * weights[..., None]).sum(1)
-        objects = instances.objects[instances.owner[face]]
-        albedo = library.sample_albedo(objects, uvs)
-        smooth = F.normalize((instances.normals[index] * weights[..., None]).sum(1), dim=1)
-        flat = F.normalize(cross[face], dim=1)
-        normals = torch.where(library.smooth[objects][:, None], smooth, flat)
-        points, normals, albedo = (x.reshape(count, draw, 3) for x in (points, normals, albedo))
+        face = face.reshape(count, draw)
+        b = torch.rand(count, draw, 2, generator=generator, device=device)
+        root = b[..., :1].sqrt()
+        weights = torch.cat([1 - root, root * (1 - b[..., 1:])], 2)
+        points = interpolate(instances.vertices, instances.triangles[face], weights)
+        normals = self._normals(instances, face, weights)
         # Seen from the front by some view? The best-facing view that sees a sample also orients its normal.
         gap = self._depth_gap(depth, points)
         facing = torch.einsum("vi,bpi->bvp", -self.rotations[:, 2, :3], normals)
@@ -115,13 +116,17 @@ class SurfaceCache:
         score = torch.where(seen, facing.abs(), -1.0)
         best, which = score.max(1)
         sign = facing.gather(1, which[:, None])[:, 0].sign()
-        normals = normals * sign[..., None]
         visible = best > 0.03
         order = torch.argsort((~visible).to(torch.int8), dim=1, stable=True)
         usable = visible.sum(1, keepdim=True).clamp(min=1)
         slot = torch.arange(wanted, device=device)[None] % usable
-        pick = order.gather(1, slot)[..., None].expand(-1, -1, 3)
-        return points.gather(1, pick), normals.gather(1, pick), albedo.gather(1, pick)
+        pick = order.gather(1, slot)
+        face = face - self.library.first_triangles(instances.objects)[:, None]
+        return (
+            face.gather(1, pick).int(),
+            weights.gather(1, pick[..., None].expand(-1, -1, 2)).half(),
+            sign.gather(1, pick).to(torch.int8),
+        )
 
     def _depth_gap(self, depth: Tensor, points: Tensor) -> Tensor:
         """How far behind the first surface each point lies, [B, views, P]; negative is in front."""
@@ -131,29 +136,51 @@ class SurfaceCache:
         first = depth.flatten(2).gather(2, row * self.size + column)
         return screen[..., 2] - first.clamp(max=FAR + 4)
 
-    def sample(self, instances: Instances, count: int, generator: torch.Generator) -> SurfaceSamples:
-        """`count` random samples of each instance, in the canonical frame with its hue change."""
-        stored, device = self.points.shape[1], self.points.device
-        start = torch.randint(stored, (len(instances.objects), 1), generator=generator, device=device)
-        slot = (start + torch.arange(count, device=device)) % stored
-        rows = instances.objects[:, None]
-        points = torch.einsum("bij,bpj->bpi", instances.linear, self._unnormalise(instances, rows, slot))
-        points = points + instances.offset[:, None]
-        inverse_transpose = torch.linalg.inv(instances.linear).transpose(1, 2)
-        normals = torch.einsum("bij,bpj->bpi", inverse_transpose, self.normals[rows, slot].float())
-        albedo = torch.einsum("bij,bpj->bpi", instances.hue, self.albedo[rows, slot].float()).clamp(0, 1)
-        return SurfaceSamples(points, F.normalize(normals, dim=2), linear_to_srgb(albedo))
+    def points(self, instances: Instances, generator: torch.Generator) -> Tensor:
+        """All samples of each instance in the canonical frame, from a random one on, [B, P, 3]."""
+        face, weights, _ = self._drawn(instances, self.count, generator)
+        return interpolate(instances.vertices, instances.triangles[face], weights)
 
-    def _unnormalise(self, instances: Instances, rows: Tensor, slot: Tensor) -> Tensor:
-        return (self.points[rows, slot].float() - self.base_offset[instances.objects][:, None]) / self.base_scale[
-            instances.objects
-        ][:, None, None]
+    def sample(self, instances: Instances, count: int, generator: torch.Generator) -> SurfaceSamples:
+        """`count` random samples of each instance, in the canonical frame with its texture and hue change."""
+        face, weights, outward = self._drawn(instances, count, generator)
+        corners = instances.triangles[face]
+        textures = instances.textures[:, None].expand(face.shape).flatten()
+        albedo = self.library.sample_albedo(textures, interpolate(instances.uvs, corners, weights).flatten(0, 1))
+        albedo = torch.einsum("bij,bpj->bpi", instances.hue, albedo.unflatten(0, face.shape)).clamp(0, 1)
+        return SurfaceSamples(
+            interpolate(instances.vertices, corners, weights),
+            self._normals(instances, face, weights) * outward[..., None],
+            linear_to_srgb(albedo),
+        )
+
+    def _drawn(
+        self, instances: Instances, count: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Triangles of the instances' list [B, count], weights [B, count, 2] and sides [B, count] of random samples."""
+        objects, stored = instances.objects, self.faces.shape[1]
+        start = torch.randint(stored, (len(objects), 1), generator=generator, device=self.faces.device)
+        slot = (start + torch.arange(count, device=self.faces.device)) % stored
+        rows = objects[:, None]
+        face = self.library.first_triangles(objects)[:, None] + self.faces[rows, slot]
+        return face, self.weights[rows, slot].float(), self.outward[rows, slot]
+
+    def _normals(self, instances: Instances, face: Tensor, weights: Tensor) -> Tensor:
+        """Unit normals [B, P, 3] as the triangles are oriented in the object: mirrored ones turn their edges round."""
+        corners = instances.triangles[face]
+        smooth = interpolate(instances.normals, corners, weights)
+        p = instances.vertices[corners]
+        flat = torch.cross(p[:, :, 1] - p[:, :, 0], p[:, :, 2] - p[:, :, 0], dim=2)
+        flat = flat * torch.linalg.det(instances.linear).sign()[:, None, None]
+        shaded = self.library.smooth[instances.objects][:, None, None]
+        return F.normalize(torch.where(shaded, smooth, flat), dim=2)
 
     def inside(self, instances: Instances, points: Tensor) -> Tensor:
-        """Whether canonical points [B, P, 3] are hidden from every direction, [B, P] bool.
+        """Whether canonical points [B, P, 3] are hidden from every direction, [B, P] bool; not of warped instances.
 
         A pixel's neighbours must agree before a point counts as seen, so that grazing surfaces do not leak.
         """
+        assert not instances.warped, "depth maps show objects as they are"
         base = torch.einsum("bij,bpj->bpi", torch.linalg.inv(instances.linear), points - instances.offset[:, None])
         base = base * self.base_scale[instances.objects][:, None, None] + self.base_offset[instances.objects][:, None]
         outside = torch.zeros(points.shape[:2], dtype=torch.bool, device=points.device)

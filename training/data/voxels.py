@@ -37,11 +37,11 @@ class VoxelBatch:
         return torch.cat([encoded.float(), self.looks[:, 3:]], 1)
 
 
-def occupancy(samples: SurfaceSamples, resolution: int) -> Tensor:
-    """Dense occupancy [B, 1, R, R, R] float of voxels that hold a sample."""
-    count = len(samples.points)
-    grid = torch.zeros(count, resolution**3, device=samples.points.device)
-    cell = ((samples.points + 0.5) * resolution).long().clamp(0, resolution - 1)
+def occupancy(points: Tensor, resolution: int) -> Tensor:
+    """Dense occupancy [B, 1, R, R, R] float of voxels that hold one of the surface's points [B, P, 3]."""
+    count = len(points)
+    grid = torch.zeros(count, resolution**3, device=points.device)
+    cell = ((points + 0.5) * resolution).long().clamp(0, resolution - 1)
     flat = (cell[..., 0] * resolution + cell[..., 1]) * resolution + cell[..., 2]
     grid.scatter_(1, flat, 1.0)
     return grid.reshape(count, 1, resolution, resolution, resolution)
