@@ -16,9 +16,10 @@ _STAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "structure": (("cameras",), ("structure", "structure_candidates", "seed_of_structure")),
     "latent": (("structure",), ("latent", "mode", "seed_of_latent")),
     "decode": (("latent",), ()),
+    "paint": (("decode",), ("texture_source",)),
     "mesh": (("decode",), ("simplify", "watertight")),
     "bake": (("mesh",), ("texture_size", "texture_source")),
-    "video": (("decode",), ("video_frames", "video_size")),
+    "video": (("paint",), ("video_frames", "video_size")),
     "report": (("bake", "video"), ()),
     "write": (("report",), ()),
 }

@@ -63,7 +63,7 @@ class Progress:
         seconds: since the job began.
         remaining: seconds it will probably take from here, judged by earlier jobs on this machine; None if unknown.
         preview: a JPEG of at most 256 pixels a side, or None. One comes at the end of "prepare" (the views),
-            "structure" (the voxels), "decode" (the splats) and "bake" (the texture), from the cache too.
+            "structure" (the voxels), "decode" and "paint" (the splats) and "bake" (the texture), from the cache too.
         cached: the stage's output was there already.
     """
 

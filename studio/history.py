@@ -39,6 +39,7 @@ def work(settings: ReconstructSettings, views: int) -> dict[str, float]:
         "structure": settings.structure.steps * settings.structure_candidates,
         "latent": settings.latent.steps,
         "decode": 1,
+        "paint": views if settings.texture_source == "photographs" else 0,
         "mesh": 1,
         "bake": 1,
         "video": settings.video_frames * settings.video_size**2 / 512**2,

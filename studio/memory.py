@@ -130,17 +130,22 @@ def predict(
     shape = halves * grid * flow_width * _WIDE + 2 * known * flow_width * len(flow.blocks)
     detail = (1 if pipeline.device.type == "cpu" else halves) * voxels * latent_flow.model_channels * _WIDE
     detail += 2 * patches * latent_flow.model_channels * len(latent_flow.blocks)
-    # What each photograph shows of the texture: some third of the texels, of each nine numbers. And itself, with alpha.
-    painting = settings.texture_source == "photographs"
-    photographs = size.views * (3 * settings.texture_size**2 + 4 * SHARP_SIDE**2) if painting else 0
+    splats = voxels * models["slat_decoder_gs"].num_gaussians if "slat_decoder_gs" in models else 0
+    painters = size.views if settings.texture_source == "photographs" else 0
+
+    def painting(points: int) -> int:
+        """What each photograph shows of some points: a third of them, of each nine numbers. And itself, with alpha."""
+        return painters * (3 * points + 4 * SHARP_SIDE**2)
+
     floats = {
         "prepare": 3 * size.pixels,  # 12 bytes: as read, with alpha, and turned upright or masked
         "cameras": reading + conditions,
         "structure": shape + conditions + 12 * latent_flow.resolution**3,
         "latent": detail + conditions,
         "decode": _decoding(models, voxels) + conditions,
+        "paint": 60 * splats + 10 * triangles + painting(splats),
         "mesh": 40 * triangles,
-        "bake": 12 * settings.texture_size**2 + 48 * 512**2 + 20 * triangles + photographs,
+        "bake": 12 * settings.texture_size**2 + 48 * 512**2 + 20 * triangles + painting(settings.texture_size**2),
         "video": 40 * settings.video_size**2,
         "report": 20 * pipeline.image_resolution**2 + 8 * settings.texture_size**2,
         "write": 8 * settings.texture_size**2,

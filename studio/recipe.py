@@ -114,6 +114,18 @@ class Recipe:
             lambda conditions, coords, report: stages.latent(conditions, coords, s, pipeline, report, plan.chunked),
         )  # fmt: skip
         self._add("decode", ("latent",), {}, lambda slat, report: stages.decode(slat, pipeline, report))
+        photographed = {"stated": [camera and camera.as_json() for camera in self.stated]}
+        if self.paints_photographs(s):
+            pixels = images_key(view.sharpest for view in self["prepare"].value())
+            self._add(
+                "paint", ("decode", "prepare", "cameras"), photographed,
+                lambda decoded, prepared, conditions, report: stages.paint(
+                    *decoded, report, prepared, with_stated(conditions.cameras, self.stated)
+                ),
+                [self["decode"].key, self["cameras"].key, pixels],
+            )  # fmt: skip
+        else:
+            self._add("paint", ("decode",), {}, lambda decoded, report: stages.paint(*decoded, report))
         self._add(
             "mesh", ("decode",), {"simplify": s.simplify, "watertight": s.watertight},
             lambda decoded, report: stages.mesh(decoded[1], s, report, pipeline.device),
@@ -121,13 +133,12 @@ class Recipe:
         if self.paints_photographs(s):
             self._add(
                 "bake", ("mesh", "decode", "prepare", "cameras"),
-                {"texture_size": s.texture_size, "stated": [camera and camera.as_json() for camera in self.stated]},
+                {"texture_size": s.texture_size, **photographed},
                 lambda surfaces, decoded, prepared, conditions, report: stages.bake(
                     surfaces, decoded[0], s, report, prepared, with_stated(conditions.cameras, self.stated),
                     pipeline.device,
                 ),
-                [*(self[name].key for name in ("mesh", "decode", "cameras")),
-                 images_key(view.sharpest for view in self["prepare"].value())],
+                [*(self[name].key for name in ("mesh", "decode", "cameras")), pixels],
             )  # fmt: skip
         else:
             self._add(
@@ -137,12 +148,12 @@ class Recipe:
                 ),
             )  # fmt: skip
         self._add(
-            "video", ("decode",), {"frames": s.video_frames, "size": s.video_size},
-            lambda decoded, report: stages.video(*decoded, s, report),
+            "video", ("paint", "decode"), {"frames": s.video_frames, "size": s.video_size},
+            lambda gaussian, decoded, report: stages.video(gaussian, decoded[1], s, report),
         )  # fmt: skip
 
     def paints_photographs(self, settings: ReconstructSettings) -> bool:
-        """Whether the texture is to come from the photographs, and their cameras are in the object's frame."""
+        """Whether colours are to come from the photographs, and their cameras are in the object's frame."""
         return settings.texture_source == "photographs" and self.camera_frame == "object"
 
     @property

@@ -155,7 +155,7 @@ class Run:
             recipe.add_surface(self.plan)
             if job.settings.texture_source == "photographs" and not recipe.paints_photographs(job.settings):
                 self.note("These networks do not place the photos around the object; its colours come from the splats.")
-            for name in ("latent", "decode", "mesh", "bake"):
+            for name in ("latent", "decode", "paint", "mesh", "bake"):
                 recipe[name].ensure()
             film = self._film(recipe["video"])
             counts = write_files(self, recipe, film, job, self._engine, staging)

@@ -148,8 +148,8 @@ class ReconstructSettings(Settings):
     )
     texture_source: Literal["splats", "photographs"] = choice(
         "Colours from",
-        "splats: even and all around. photographs: laid over those where a photo looks straight at the surface, "
-        "which is sharper if the cameras are right.",
+        "splats: as the networks see them, even and all around. photographs: laid over those, on splats and texture, "
+        "where a photo looks straight at the surface, which is sharper if the cameras are right.",
         default="splats",
         technical="texture bake source",
     )

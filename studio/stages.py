@@ -29,6 +29,7 @@ from trellis.export.distance import surface_distance
 from trellis.export.gltf import TexturedMesh
 from trellis.export.photographs import Photographs
 from trellis.export.pipeline import ExportOptions, simplified, textured
+from trellis.export.splat_colors import painted_splats
 from trellis.export.surface import Surface, surface_of
 from trellis.modules.sparse import SparseTensor
 from trellis.pipelines.background import rembg_available
@@ -63,6 +64,7 @@ STAGES = (
     Stage("structure", "Shape", "Working out the rough shape"),
     Stage("latent", "Detail", "Working out colour and detail"),
     Stage("decode", "Decode", "Turning the result into splats and a surface"),
+    Stage("paint", "Splats", "Colouring the splats"),
     Stage("mesh", "Mesh", "Cleaning and simplifying the surface"),
     Stage("bake", "Texture", "Unfolding the surface and painting its texture"),
     Stage("video", "Video", "Filming the turntable"),
@@ -235,9 +237,32 @@ def decode(slat: SparseTensor, pipeline: TrellisVGGTTo3DPipeline, report: Report
     gaussian, mesh = outputs["gaussian"][0].to("cpu"), outputs["mesh"][0].to("cpu")
     if not mesh.success:
         raise InputError("No surface came out of these views; add views from other sides, or try another seed.")
-    camera = orbit(torch.tensor([0.5]), torch.tensor([0.35]), 2.0, 40.0, previews.SIDE)
-    report(2, 2, previews.array(gaussian_frames(gaussian, camera, (0.93, 0.93, 0.92))[0]))
+    report(2, 2, _portrait(gaussian))
     return gaussian, mesh
+
+
+def _portrait(gaussian: Gaussian) -> bytes:
+    camera = orbit(torch.tensor([0.5]), torch.tensor([0.35]), 2.0, 40.0, previews.SIDE)
+    return previews.array(gaussian_frames(gaussian, camera, (0.93, 0.93, 0.92))[0])
+
+
+def paint(
+    gaussian: Gaussian,
+    decoded: MeshExtractResult,
+    report: Report,
+    prepared: Sequence[PreparedView] = (),
+    cameras: Cameras | None = None,
+) -> Gaussian:
+    """The splats, with the colours of the views where those see the surface well if their `cameras` are given."""
+    total = 1 if cameras is None else len(cameras)
+    report(0, total)
+    if cameras is None:
+        report(1, total)
+        return gaussian
+    photographs = Photographs.of([view.sharpest for view in prepared], cameras)
+    painted = painted_splats(gaussian, surface_of(decoded), photographs, lambda done: report(done, total))
+    report(total, total, _portrait(painted))
+    return painted
 
 
 def mesh(

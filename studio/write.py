@@ -48,7 +48,7 @@ def write_files(run: Run, recipe: Recipe, film: bytes, job: Job, engine: Engine,
     prepared = recipe["prepare"].value()
     cameras = recipe.cameras()
     coords = recipe["structure"].value()
-    gaussian, decoded = recipe["decode"].value()
+    gaussian, decoded = recipe["paint"].value(), recipe["decode"].value()[1]
     asset = recipe["bake"].value()
     registered = frame == "object"
     quality = run.timed(

@@ -38,6 +38,8 @@ from training.metrics import (
 )
 from trellis.export.photographs import Photographs
 from trellis.export.pipeline import export_mesh
+from trellis.export.splat_colors import painted_splats
+from trellis.export.surface import surface_of
 from trellis.export.unlit import render_textured
 from trellis.pipelines import TrellisVGGTTo3DPipeline
 from trellis.renderers import gaussian_raster, mesh_raster
@@ -100,8 +102,9 @@ def evaluate_object(
     prepared = [pipeline.preprocess_image(image) for image in images]
     cameras = pipeline.estimate_cameras(prepared)
     placed = pipeline.camera_frame == "object"
+    painters = Photographs.of(prepared, cameras) if placed else None
     exporting = clock()
-    asset = export_mesh(mesh, gaussian, photographs=Photographs.of(prepared, cameras) if placed else None)
+    asset = export_mesh(mesh, gaussian, photographs=painters)
     seconds = {"seconds": sampled - started, "seconds of export": clock() - exporting}
     true_rotation = scene.extrinsics[:, :3, :3]
 
@@ -124,13 +127,16 @@ def evaluate_object(
 
     unseen = unseen_views(instances, 224)
     reference = render(library, instances, unseen, generator)
-    scores, glb_scores, tiles = [], [], []
+    painted = gaussian if painters is None else painted_splats(gaussian, surface_of(mesh), painters)
+    scores, painted_psnr, glb_scores, tiles = [], [], [], []
     seen_from = to_cameras(unseen)
     for k in range(UNSEEN):
         image = gaussian_raster.render(gaussian, seen_from, k)
         ours_rgb, ours_alpha = image.color.detach().clamp(0, 1), image.alpha.detach()
         true_rgb, true_alpha = reference.albedo[k], reference.alpha[k]
         scores.append((psnr(ours_rgb, true_rgb), mask_iou(ours_alpha, true_alpha)))
+        painted_rgb = gaussian_raster.render(painted, seen_from, k).color.detach().clamp(0, 1)
+        painted_psnr.append(psnr(painted_rgb, true_rgb))
         glb_rgb, glb_mask = (torch.from_numpy(x).float() for x in render_textured(asset, asset.texture, seen_from, k))
         glb_rgb = glb_rgb.permute(2, 0, 1)
         glb_scores.append((psnr(glb_rgb, true_rgb), mask_iou(glb_mask[None], true_alpha)))
@@ -140,6 +146,7 @@ def evaluate_object(
             )["normals"]
             tiles += [_tile(glb_rgb), _tile(true_rgb), _tile(normals.permute(2, 0, 1))]
     row["unseen PSNR"], row["unseen IoU"] = np.median(np.array(scores), 0).tolist()
+    row["unseen PSNR of painted splats"] = float(np.median(painted_psnr))
     row["unseen PSNR of GLB"], row["unseen IoU of GLB"] = np.median(np.array(glb_scores), 0).tolist()
     inputs = [np.asarray(image.convert("RGB").resize((TILE, TILE))) for image in images[:4]]
     return row, np.concatenate(inputs + tiles, 1)

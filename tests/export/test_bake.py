@@ -77,7 +77,7 @@ def test_hidden_texels_take_the_nearest_colour_on_their_side():
     positions[:50, 0] = positions[50:, 0] = line
     positions[50:, 2] = -0.01  # the back of a thin plate
     normals = np.repeat(np.float32([[0, 0, 1], [0, 0, -1]]), 50, axis=0)
-    texels = Texels(16, np.arange(100), np.arange(100), positions, normals)
+    texels = Texels(positions, normals, 16, np.arange(100), np.arange(100))
     colors = np.zeros((100, 3), dtype=np.float32)
     colors[:50, 0] = colors[50:, 1] = 1
     shown = np.ones(100, dtype=bool)
@@ -88,7 +88,7 @@ def test_hidden_texels_take_the_nearest_colour_on_their_side():
 
 
 def test_gutters_continue_the_nearest_chart():
-    texels = Texels(8, np.array([2, 5]), np.array([2, 6]), np.zeros((2, 3)), np.zeros((2, 3)))
+    texels = Texels(np.zeros((2, 3)), np.zeros((2, 3)), 8, np.array([2, 5]), np.array([2, 6]))
     image = paint(texels, np.array([[1, 0, 0], [0, 1, 0]], dtype=np.float32))
     assert image[0, 0].tolist() == [1, 0, 0] and image[7, 7].tolist() == [0, 1, 0]
     assert set(map(tuple, image.reshape(-1, 3).tolist())) == {(1, 0, 0), (0, 1, 0)}

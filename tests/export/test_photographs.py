@@ -43,7 +43,7 @@ def test_photographs_replace_the_base_only_where_they_look(scene):
     atlas, texels, photographs, _ = scene
     base = np.full((len(texels), 3), 0.1, dtype=np.float32)
     done = []
-    result = blend_photographs(atlas, texels, photographs, base, done.append)
+    result = blend_photographs(atlas.surface, texels, photographs, base, done.append)
     assert done == [1, 2, 3, 4, 5]
     well = result.share > 0.99
     assert 0.25 < well.mean() < 0.8
@@ -58,7 +58,7 @@ def test_the_noise_of_triangles_does_not_choose_the_photograph():
     ball = sphere(0.4, 4)
     noise = np.random.default_rng(0).normal(0, 0.006, (len(ball.vertices), 1))
     atlas = unwrap(surface_of(mesh_of(ball.vertices * (1 + noise), ball.faces)), 192)
-    normals = calm_normals(atlas)
+    normals = calm_normals(atlas.surface)
     texels = texels_of(atlas, 192, normals=normals)
     outward = texels.positions / np.linalg.norm(texels.positions, axis=1, keepdims=True)
 
@@ -82,7 +82,8 @@ def test_exposures_are_matched(scene):
         for image, gain in zip(photographs.images, gains, strict=True)
     ]
     base = np.full((len(texels), 3), 0.5, dtype=np.float32)
-    result = blend_photographs(atlas, texels, Photographs(dimmed, photographs.cameras, photographs.alphas), base)
+    dim = Photographs(dimmed, photographs.cameras, photographs.alphas)
+    result = blend_photographs(atlas.surface, texels, dim, base)
     assert np.abs(result.gains * gains - 1).max() < 0.02
     well = result.share > 0.99
     assert np.sqrt(np.square(result.colors - paint(texels.positions))[well].mean()) < 0.02
@@ -91,7 +92,7 @@ def test_exposures_are_matched(scene):
 def test_their_border_does_not_show(scene):
     atlas, texels, photographs, _ = scene
     base = np.full((len(texels), 3), 0.1, dtype=np.float32)
-    result = blend_photographs(atlas, texels, photographs, base)
+    result = blend_photographs(atlas.surface, texels, photographs, base)
     grid = np.full((192, 192), np.nan)
     grid[texels.rows, texels.columns] = result.share
     steps = np.abs(np.diff(grid, axis=0))
@@ -133,7 +134,8 @@ def test_stripes_that_a_small_view_loses_come_from_a_larger_one_with_the_same_ca
     base = np.full((len(texels), 3), 0.5, dtype=np.float32)
     contrast, error = [], []
     for side in (112, 672):
-        result = blend_photographs(atlas, texels, Photographs.of(views_of_stripes(atlas, camera, side), camera), base)
+        photographs = Photographs.of(views_of_stripes(atlas, camera, side), camera)
+        result = blend_photographs(atlas.surface, texels, photographs, base)
         well = result.share > 0.99
         contrast.append(result.colors[well, 0].std())
         error.append(np.abs(result.colors - striped(texels.positions))[well].mean())
@@ -148,7 +150,7 @@ def test_a_texture_too_coarse_for_a_pattern_shows_its_mean_and_no_noise(scene):
     fine = (np.indices((672, 672)) // 2).sum(axis=0) % 2 * 204 + 25
     opaque = np.asarray(views_of_stripes(atlas, camera, 672)[0])[..., 3:]
     view = Image.fromarray(np.concatenate([np.repeat(fine[..., None], 3, axis=-1), opaque], axis=-1).astype(np.uint8))
-    result = blend_photographs(atlas, texels, Photographs.of([view], camera), base)
+    result = blend_photographs(atlas.surface, texels, Photographs.of([view], camera), base)
     well = result.colors[result.share > 0.99]
     assert len(well) > 100 and abs(well.mean() - 0.5) < 0.02 and well.std() < 0.03
 

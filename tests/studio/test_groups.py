@@ -26,7 +26,7 @@ def test_a_sweep_shares_its_stages_and_one_bad_cell_stops_no_other(service, quic
     for index, event in run_group(service, jobs):
         last[index] = event
     assert isinstance(last[1], InputError) and isinstance(last[0], Result) and isinstance(last[2], Result)
-    assert set(last[2].cached) == {"prepare", "cameras", "structure", "latent", "decode", "mesh", "video"}
+    assert set(last[2].cached) == {"prepare", "cameras", "structure", "latent", "decode", "paint", "mesh", "video"}
     row = row_of(cells[1])
     assert row["texture_size"] == "768" and row["psnr"] > 0 and row["triangles"] == last[2].counts["triangles"]
 

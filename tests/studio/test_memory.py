@@ -80,7 +80,7 @@ def test_more_of_anything_needs_more(engine, quick):
     assert many["cameras"] > few["cameras"] and many["latent"] > few["latent"]
     assert predict(pipeline, make_settings(LARGE), Size(1))["bake"] > few["bake"]
     small, large = (predict(pipeline, quick, Size(1, voxels=voxels)) for voxels in (100, 10_000))
-    assert all(large[stage] > small[stage] for stage in ("latent", "decode", "mesh", "bake"))
+    assert all(large[stage] > small[stage] for stage in ("latent", "decode", "paint", "mesh", "bake"))
     assert predict(pipeline, quick, Size(1, pixels=80_000_000))["prepare"] > few["prepare"]
     assert predict(pipeline, quick, Size(32), chunked=True)["cameras"] < many["cameras"]
 

@@ -30,6 +30,7 @@ from trellis.errors import InputError
 from trellis.renderers.camera_formats import from_transforms
 
 SAMPLING = {"prepare", "cameras", "structure", "latent", "decode"}
+SPLATS = SAMPLING | {"paint"}
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def again(engine, quick, cache, folder: Path, **changes):
 
 def test_a_second_run_samples_and_bakes_nothing_and_gives_the_same_bytes(first, engine, quick, cache, tmp_path):
     result = again(engine, quick, cache, tmp_path)
-    assert set(result.cached) == SAMPLING | {"mesh", "bake", "video"}
+    assert set(result.cached) == SPLATS | {"mesh", "bake", "video"}
     for name in ("mesh.glb", "gaussian.ply", "turntable.mp4", "transforms.json", "coverage.png"):
         assert (tmp_path / name).read_bytes() == (first[0].folder / name).read_bytes()
 
@@ -62,13 +63,13 @@ def test_another_texture_size_bakes_again_and_nothing_else(first, engine, quick,
 
     monkeypatch.setattr("trellis.pipelines.samplers.FlowEulerGuidanceIntervalSampler.iterate", forbidden)
     result = again(engine, quick, cache, tmp_path, texture_size=768)
-    assert set(result.cached) == SAMPLING | {"mesh", "video"}
+    assert set(result.cached) == SPLATS | {"mesh", "video"}
     assert set(json.loads(result.run.read_text())["seconds"]) == {"bake", "report", "write", "total"}
 
 
 def test_photographs_may_be_laid_over_the_splats_colours(first, engine, quick, cache, tmp_path):
     splats = again(engine, quick, cache, tmp_path, texture_source="splats")
-    assert set(splats.cached) == SAMPLING | {"mesh", "video"}
+    assert set(splats.cached) == SAMPLING | {"mesh"}
     photo, *renders = (
         np.asarray(Image.open(folder / name)) / 255
         for folder, name in ((splats.folder, "views/000.png"), (splats.folder, "renders/000.png"),
@@ -77,6 +78,9 @@ def test_photographs_may_be_laid_over_the_splats_colours(first, engine, quick, c
     both = (photo[..., 3] > 0.9) & (renders[0][..., 3] > 0.9)
     apart = [np.abs(photo - render)[..., :3].mean(axis=-1) for render in renders]
     painted = both & (np.abs(renders[0] - renders[1]).max(axis=-1) > 0.02)
+    ply = [trimesh.load(run.folder / "gaussian.ply") for run in (splats, first[0])]
+    assert np.array_equal(ply[0].vertices, ply[1].vertices)
+    assert splats.gaussian.read_bytes() != first[0].gaussian.read_bytes(), "the splats wear them too"
     assert painted.sum() > 0.2 * both.sum()  # few of the random surface's triangles face the camera
     assert apart[1][painted].mean() < 0.5 * apart[0][painted].mean()
     assert apart[1][both].mean() < apart[0][both].mean()
@@ -84,14 +88,14 @@ def test_photographs_may_be_laid_over_the_splats_colours(first, engine, quick, c
 
 def test_a_mesh_for_printing_is_closed_and_nothing_is_sampled_for_it(first, engine, quick, cache, tmp_path):
     result = again(engine, quick, cache, tmp_path, watertight=True)
-    assert set(result.cached) == SAMPLING | {"video"}
+    assert set(result.cached) == SPLATS | {"video"}
     assert json.loads(result.run.read_text())["quality"]["mesh"]["watertight"]
 
 
 def test_a_real_length_is_that_of_the_exports(first, engine, quick, cache, tmp_path):
     job = make_job(tiny_views(2), make_settings({"longest_side": 0.12}, quick), tmp_path, formats=["stl"])
     result = run_job(job, engine, cache=cache)
-    assert set(result.cached) == SAMPLING | {"mesh", "bake", "video"}
+    assert set(result.cached) == SPLATS | {"mesh", "bake", "video"}
     assert result.mesh.read_bytes() == first[0].mesh.read_bytes()
     for name in ("asset.glb", "asset.stl"):
         assert trimesh.load(tmp_path / "exports" / name, force="mesh").extents.max() == pytest.approx(0.12, rel=1e-5)
@@ -118,7 +122,7 @@ def test_other_photos_share_nothing(first, engine, quick, cache, tmp_path):
 
 def test_previews_are_small_pictures_and_come_from_the_cache_too(first, engine, quick, cache, tmp_path):
     previews = {event.stage: event.preview for event in first[1] if isinstance(event, Progress) and event.preview}
-    assert set(previews) == {"prepare", "structure", "decode", "bake"}
+    assert set(previews) == {"prepare", "structure", "decode", "paint", "bake"}
     assert all(preview.startswith(b"\xff\xd8") and len(preview) < 50_000 for preview in previews.values())
     events: list[Progress] = []
     run_job(make_job(tiny_views(2), quick, tmp_path), engine, cache=cache, emit=events.append)
@@ -216,7 +220,7 @@ def test_a_run_of_an_earlier_version_is_baked_again_from_what_the_networks_saw(s
     folder = without_photos(sharp, tmp_path / "old")
     result = run_job(revise(folder, {"simplify": 0.9}), engine, cache=cache)
     seconds = json.loads(result.run.read_text())["seconds"]
-    assert set(seconds) - {"prepare"} == {"mesh", "bake", "report", "write", "total"}
+    assert set(seconds) - {"prepare"} == {"paint", "mesh", "bake", "video", "report", "write", "total"}
     assert not (folder / "photos").exists()
     # The same mesh is another with its photographs.
     again = run_job(revise(sharp, {"simplify": 0.9}, tmp_path / "new"), engine, cache=cache)
@@ -261,7 +265,7 @@ def test_a_mask_by_hand_cuts_the_photographs_pixels_too(engine, quick, tmp_path)
 
 
 def test_cancelling_stops_at_the_next_step_of_every_stage_and_keeps_what_was_finished(engine, quick, cache, tmp_path):
-    names = ["prepare", "cameras", "structure", "latent", "decode", "mesh", "bake", "video", "report"]
+    names = ["prepare", "cameras", "structure", "latent", "decode", "paint", "mesh", "bake", "video", "report"]
     fresh = StageCache(tmp_path / "cache")
     for number, name in enumerate(names):
         seen: list[Progress] = []

@@ -122,7 +122,7 @@ def test_kill_9_in_every_stage_costs_that_job_alone(checkpoint, quick, tmp_path,
         last = service.submit(make_job(tiny_views(2), quick, tmp_path / "last")).wait(LIMIT)
         assert service.workers[0].starts == len(names) + 1
     # Every stage that a worker had finished before it died is there; nothing half written is left.
-    assert set(last.cached) == {"prepare", "cameras", "structure", "latent", "decode", "mesh", "bake", "video"}
+    assert set(last.cached) == {"prepare", "cameras", "structure", "latent", "decode", "paint", "mesh", "bake", "video"}
     for name in names:
         assert not (tmp_path / name).exists() or list((tmp_path / name).iterdir()) == []
     assert len(caplog.records) == len(names)  # one line of the log each, and no other trouble

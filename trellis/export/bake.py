@@ -15,7 +15,7 @@ from scipy.spatial import cKDTree
 
 from trellis import backends
 from trellis.export.solve import TextureSystem
-from trellis.export.texels import Texels
+from trellis.export.texels import SurfacePoints, Texels
 from trellis.export.trust import judge
 from trellis.export.unwrap import Atlas
 from trellis.export.views import Looker, View
@@ -79,18 +79,18 @@ def bake_views(
 
 
 class SeenColors:
-    """What pictures show at some texels, added up on a device.
+    """What pictures show at some points, added up on a device.
 
     Attributes:
         sums: [T, 3] float32, weighted colours.
         weights: [T] float32.
     """
 
-    def __init__(self, texels: Texels, device: torch.device | str = "cpu") -> None:
-        self._positions = torch.from_numpy(texels.positions).to(device)
-        self._normals = torch.from_numpy(texels.normals).to(device)
+    def __init__(self, points: SurfacePoints, device: torch.device | str = "cpu") -> None:
+        self._positions = torch.from_numpy(points.positions).to(device)
+        self._normals = torch.from_numpy(points.normals).to(device)
         self.sums = torch.zeros_like(self._positions)
-        self.weights = self.sums.new_zeros(len(texels))
+        self.weights = self.sums.new_zeros(len(points))
 
     def add(
         self,
@@ -101,14 +101,14 @@ class SeenColors:
         depth: torch.Tensor,
         tolerance: float,
     ) -> None:
-        """Project the texels into one picture and add up what they see there.
+        """Project the points into one picture and add up what they see there.
 
         Args:
             cameras, index: the picture was taken by `cameras[index]`.
             color: [H, W, 3] float32.
             trusted: [H, W] float32 in [0, 1].
             depth: [H, W] float32 of the surface, infinite where empty.
-            tolerance: how far a texel may lie from that depth and still be what the picture shows, on top of what the
+            tolerance: how far a point may lie from that depth and still be what the picture shows, on top of what the
                 slant of the surface makes of a pixel.
             All tensors on the device of the sums.
         """

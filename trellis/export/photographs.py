@@ -1,8 +1,9 @@
-"""Photographs painted over a baked texture where they see the surface well.
+"""Photographs painted over the colours of a surface where they see it well.
 
-Each texel asks every photograph whose camera sees it. A photograph counts more the more frontal it looks, and fades out
-towards silhouettes, depth edges and the rim of the image, so that none of its borders shows. Before blending, the
-photographs' exposures and white balances are matched to each other where they see the same texels.
+Each point, be it a texel or a splat, asks every photograph whose camera sees it. A photograph counts more the more
+frontal it looks, and fades out towards silhouettes, depth edges and the rim of the image, so that none of its borders
+shows. Before blending, the photographs' exposures and white balances are matched to each other where they see the same
+points.
 """
 
 from __future__ import annotations
@@ -18,21 +19,20 @@ from scipy import ndimage, sparse
 
 from trellis.errors import InputError
 from trellis.export.bake import DEPTH_TOLERANCE, SeenColors
-from trellis.export.surface import unit
-from trellis.export.texels import Texels
+from trellis.export.surface import Surface, unit
+from trellis.export.texels import SurfacePoints
 from trellis.export.topology import position_ids
-from trellis.export.unwrap import Atlas
 from trellis.export.views import Looker
 from trellis.renderers.cameras import Cameras
 
 _FEATHER = 0.03  # of the image's shorter side: the width over which a photograph fades in
 _STEEP = 4.0  # depth per pixel's width that a single sheet may have
-_FRONTAL = 0.3  # squared cosine from which on a texel is the photographs' alone: seen from within 57 degrees
-_PIXELS_PER_TEXEL = 1.25  # along a line; of a photograph with more, texels would skip some
+_FRONTAL = 0.3  # squared cosine from which on a point is the photographs' alone: seen from within 57 degrees
+_PIXELS_PER_POINT = 1.25  # along a line; of a photograph with more, points would skip some
 _ROUNDS = 4  # of averaging normals, a ring of triangles each
 _MAX_GAIN = 2.0  # a photograph is made at most this many times brighter or darker
 _GAIN_PRIOR = 0.02  # of the usual weight: photographs without overlap keep their exposure
-_MAX_PAIRS = 60_000  # texels that take part in matching exposures
+_MAX_PAIRS = 60_000  # points that take part in matching exposures
 _DARK, _BRIGHT = 0.02, 0.97  # sRGB; outside, a pixel is clipped or noise and tells nothing about exposure
 
 
@@ -80,7 +80,7 @@ class Photographs:
 
 @dataclass(frozen=True, eq=False)
 class PhotoColors:
-    """colors: [T, 3] of the texels. share: [T] in [0, 1], how far photographs decided. gains: [N, 3], linear light."""
+    """colors: [T, 3] of the points. share: [T] in [0, 1], how far photographs decided. gains: [N, 3], linear light."""
 
     colors: np.ndarray
     share: np.ndarray
@@ -88,8 +88,8 @@ class PhotoColors:
 
 
 def blend_photographs(
-    atlas: Atlas,
-    texels: Texels,
+    surface: Surface,
+    points: SurfacePoints,
     photographs: Photographs,
     base: np.ndarray,
     on_view: Callable[[int], None] | None = None,
@@ -97,31 +97,32 @@ def blend_photographs(
     """Lay photographs over `base` colours [T, 3] (sRGB in [0, 1], from splats or vertex colours).
 
     Args:
-        atlas, texels: as in `bake.bake_views`.
+        surface: hides itself from the photographs.
+        points: T points on it.
         photographs: the pictures.
         base: what remains where no photograph looks, and what they fade into.
         on_view: called with the number of photographs done; may raise to stop.
     """
-    looker, (center, radius) = Looker(atlas.surface), atlas.surface.bounding_sphere()
+    looker, (center, radius) = Looker(surface), surface.bounding_sphere()
     radius = max(radius, 1e-6)
-    texels_per_unit = np.sqrt(len(texels) / max(atlas.surface.face_areas().sum(), 1e-30))
-    seen: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # texel indices, linear colours, weights
+    points_per_unit = np.sqrt(len(points) / max(surface.face_areas().sum(), 1e-30))
+    seen: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # point indices, linear colours, weights
     for k in range(len(photographs.cameras)):
-        color, alpha, camera = _no_finer(photographs, k, center, _PIXELS_PER_TEXEL * texels_per_unit)
+        color, alpha, camera = _no_finer(photographs, k, center, _PIXELS_PER_POINT * points_per_unit)
         hit = looker.look(camera, 0)
         depth = hit.depth.masked_fill(hit.face_ids < 0, float("inf"))
         pixel = float(hit.depth.max()) / float(camera.intrinsics[0, 0, 0])
         trusted = torch.from_numpy(_feathered(depth.numpy(), alpha, DEPTH_TOLERANCE * radius + _STEEP * pixel))
-        shown = SeenColors(texels)
+        shown = SeenColors(points)
         shown.add(camera, 0, color, trusted, depth, DEPTH_TOLERANCE * radius)
         sums, weights = shown.sums.numpy(), shown.weights.numpy()
         index = np.flatnonzero(weights > 0)
         seen.append((index, to_linear(sums[index] / weights[index, None]), weights[index]))
         if on_view is not None:
             on_view(k + 1)
-    gains = match_exposures(seen, len(texels))
-    sums, weights = np.zeros((len(texels), 3), np.float32), np.zeros(len(texels), np.float32)
-    best = np.zeros(len(texels), np.float32)
+    gains = match_exposures(seen, len(points))
+    sums, weights = np.zeros((len(points), 3), np.float32), np.zeros(len(points), np.float32)
+    best = np.zeros(len(points), np.float32)
     for (index, color, weight), gain in zip(seen, gains, strict=True):
         best[index] = np.maximum(best[index], np.sqrt(weight))  # which grows with the fourth power of the cosine
         weight = weight**2  # the best view decides; averaging many blurs what their cameras do not agree on
@@ -133,16 +134,16 @@ def blend_photographs(
     return PhotoColors((base + share[:, None] * (colors - base)).clip(0, 1), share, gains)
 
 
-def calm_normals(atlas: Atlas) -> np.ndarray:
-    """[V, 3] float32 unit normals of the atlas' vertices, averaged over `_ROUNDS` rings of triangles around them.
+def calm_normals(surface: Surface) -> np.ndarray:
+    """[V, 3] float32 unit normals of a surface's vertices, averaged over `_ROUNDS` rings of triangles around them.
 
-    How frontal a photograph looks must follow the shape: the noise of single triangles would take neighbouring texels
+    How frontal a photograph looks must follow the shape: the noise of single triangles would take neighbouring points
     from different photographs, which speckles the texture wherever the cameras are not exact.
     """
-    place = position_ids(atlas.vertices)  # chart borders repeat vertices
-    faces = place[atlas.faces]
+    place = position_ids(surface.vertices)  # chart borders repeat vertices
+    faces = place[surface.faces]
     around = sparse.csr_matrix((np.ones(faces.size), (faces.ravel(), np.arange(faces.size) // 3)))
-    vectors = atlas.surface.face_vectors()
+    vectors = surface.face_vectors()
     areas = np.linalg.norm(vectors, axis=1, keepdims=True)
     for _ in range(_ROUNDS):
         normals = unit(around @ vectors)
@@ -150,15 +151,15 @@ def calm_normals(atlas: Atlas) -> np.ndarray:
     return unit(around @ vectors)[place].astype(np.float32)
 
 
-def match_exposures(seen: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], num_texels: int) -> np.ndarray:
-    """Gains [N, 3] for linear colours that make N photographs agree where they see the same texels.
+def match_exposures(seen: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], num_points: int) -> np.ndarray:
+    """Gains [N, 3] for linear colours that make N photographs agree where they see the same points.
 
-    With l the logarithm of a colour and m the unknown one of a texel, sum of w (l + g - m)^2 is smallest for the g that
+    With l the logarithm of a colour and m the unknown one of a point, sum of w (l + g - m)^2 is smallest for the g that
     solve an N x N system per channel, after each m is eliminated as the weighted mean. The gains' product is 1.
     """
     count = len(seen)
-    step = max(1, num_texels // _MAX_PAIRS)
-    rows = -(-num_texels // step)
+    step = max(1, num_points // _MAX_PAIRS)
+    rows = -(-num_points // step)
     logs, weights = np.zeros((count, rows, 3)), np.zeros((count, rows, 3))
     for k, (index, color, weight) in enumerate(seen):
         chosen = index % step == 0
@@ -193,7 +194,7 @@ def _no_finer(
     """Colour [H, W, 3], alpha [H, W] and camera of one photograph, shrunk if it has more pixels per unit of length at
     the object's `center` [3].
 
-    Texels read single points of a photograph: where those lie many pixels apart, what is between them must have been
+    Single pixels of a photograph are read: where those lie many pixels apart, what is between them must have been
     averaged, or fine patterns come out as noise.
     """
     camera = photographs.cameras[index]

@@ -174,9 +174,11 @@ def bake_texture(
         texture = dilate(texture, known)
     texture = enlarged(texture, texture_size)
     if photographs is not None:
-        texels = texels_of(atlas, texture_size, device, calm_normals(atlas))
+        texels = texels_of(atlas, texture_size, device, calm_normals(atlas.surface))
         base = texture[texels.rows, texels.columns]
-        blended = blend_photographs(atlas, texels, photographs, base, lambda done: report("bake", count + done, total))
+        blended = blend_photographs(
+            atlas.surface, texels, photographs, base, lambda done: report("bake", count + done, total)
+        )
         texture = paint(texels, blended.colors)
     report("bake", total, total)
     return (texture * 255 + 0.5).clip(0, 255).astype(np.uint8)

@@ -18,24 +18,35 @@ _SPREAD = np.array([[4, 4, 4], [10, 1, 1], [1, 10, 1], [1, 1, 10], [6, 5, 1], [1
 
 
 @dataclass(frozen=True, eq=False)
-class Texels:
+class SurfacePoints:
+    """T points that pictures may show.
+
+    Attributes:
+        positions: [T, 3] float32 on the surface, object frame.
+        normals: [T, 3] float32, unit.
+    """
+
+    positions: np.ndarray
+    normals: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+
+@dataclass(frozen=True, eq=False)
+class Texels(SurfacePoints):
     """The T texels of a square texture that a triangle covers (nearly all by their centre).
+
+    `normals` are those of the texels' triangles, or what `texels_of` was given instead.
 
     Attributes:
         size: side of the texture.
         rows, columns: [T] int64 place in the image, row 0 at the top (v = 1).
-        positions: [T, 3] float32 on the surface, object frame.
-        normals: [T, 3] float32, unit normal of the texel's triangle, or what `texels_of` was given instead.
     """
 
     size: int
     rows: np.ndarray
     columns: np.ndarray
-    positions: np.ndarray
-    normals: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.rows)
 
 
 def texels_of(
@@ -60,7 +71,7 @@ def texels_of(
     rows, columns = np.divmod(covered, size)
     found = grid.reshape(size * size, -1)[covered]
     own = atlas.surface.face_normals()[ids.reshape(-1)[covered]] if normals is None else unit(found[:, 3:])
-    return Texels(size, rows, columns, np.ascontiguousarray(found[:, :3]), own)
+    return Texels(np.ascontiguousarray(found[:, :3]), own, size, rows, columns)
 
 
 def _add_slivers(corners: np.ndarray, texel_corners: np.ndarray, ids: np.ndarray, values: np.ndarray) -> None:

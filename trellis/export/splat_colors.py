@@ -1,0 +1,43 @@
+"""Splats that wear the photographs' colours where those see the object well."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from scipy.spatial import cKDTree
+
+from trellis.export.photographs import Photographs, blend_photographs, calm_normals
+from trellis.export.surface import Surface
+from trellis.export.texels import SurfacePoints
+from trellis.representations.gaussian import SH_DC, Gaussian
+
+_REACH = 0.03  # object units: about a voxel of the structure; splats farther from the surface are not what is seen
+
+
+def painted_splats(
+    gaussian: Gaussian, surface: Surface, photographs: Photographs, on_view: Callable[[int], None] | None = None
+) -> Gaussian:
+    """The same splats with colours from photographs, blended as on a texture (see `photographs`).
+
+    Args:
+        gaussian: N splats, on the CPU.
+        surface: of the same object. Each splat stands for the place of it that is nearest.
+        photographs: the pictures.
+        on_view: called with the number of photographs done; may raise to stop.
+
+    Returns:
+        New splats, which share all other fields. Those that no photograph sees well, or that lie off the surface, keep
+        their colours, and in between the two are mixed.
+    """
+    centers, own = gaussian.get_xyz.detach().numpy(), gaussian.raw_color.detach().numpy()
+    distances, nearest = cKDTree(surface.vertices).query(centers, workers=-1)
+    normals = calm_normals(surface)[nearest]
+    height = np.einsum("nk,nk->n", centers - surface.vertices[nearest], normals)
+    places = SurfacePoints((centers - height[:, None] * normals).astype(np.float32), normals)
+    painted = blend_photographs(surface, places, photographs, own, on_view).colors
+    colors = np.where(distances[:, None] < _REACH, painted, own).astype(np.float32)
+    result = gaussian.to(gaussian.device)
+    result.from_features(((torch.from_numpy(colors) - 0.5) / SH_DC)[:, None])
+    return result
