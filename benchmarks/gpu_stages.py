@@ -31,10 +31,11 @@ PLAIN = {
     "attention": "sdpa", "sparse_convolution": "torch", "norms": "torch", "feed_forward": "torch",
     "launching": "stream",
 }  # fmt: skip
-# By title: backends that a GPU may prefer for dense tokens, and steps replayed as one graph with either kind.
+# By title: backends that a GPU may prefer, and for dense tokens also steps replayed as one graph with either kind.
+SPARSE = {"feed_forward by cublaslt": {"feed_forward": "cublaslt"}}
 DENSE = {
     "attention by cudnn": {"attention": "cudnn"},
-    "feed_forward by cublaslt": {"feed_forward": "cublaslt"},
+    **SPARSE,
     "as one graph": {"launching": "cuda-graph", "attention": "cudnn", "feed_forward": "cublaslt"},
     "as one graph, backends as they are": {"launching": "cuda-graph"},
 }
@@ -167,12 +168,14 @@ def stages(
               ("sparse_structure_flow_model",), structure_step,
               {"conditions together" if not batched else "conditions apart": lambda: our_structure(not batched)},
               DENSE),
-        Stage("latent", f"latent, {latent['steps']} steps", our_latent, plain_latent, ("slat_flow_model",)),
+        Stage("latent", f"latent, {latent['steps']} steps", our_latent, plain_latent, ("slat_flow_model",),
+              choices=SPARSE),
     ]  # fmt: skip
     if "slat_decoder_gs" in models:
-        found.append(Stage("gaussians", "Gaussian decode", gaussians, gaussians, ("slat_decoder_gs",)))
+        found.append(Stage("gaussians", "Gaussian decode", gaussians, gaussians, ("slat_decoder_gs",), choices=SPARSE))
     if decoder is not None:
-        found.append(Stage("mesh", "mesh network", mesh_network, mesh_network, ("slat_decoder_mesh",)))
+        found.append(Stage("mesh", "mesh network", mesh_network, mesh_network, ("slat_decoder_mesh",),
+                           choices=SPARSE))
         found.append(Stage("surface", "FlexiCubes", surface, surface, ("slat_decoder_mesh",)))
     return found
 
