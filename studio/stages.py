@@ -260,7 +260,7 @@ def paint(
         report(1, total)
         return gaussian
     photographs = Photographs.of([view.sharpest for view in prepared], cameras)
-    painted = painted_splats(gaussian, surface_of(decoded), photographs, lambda done: report(done, total))
+    painted = painted_splats(gaussian, decoded, photographs, lambda done: report(done, total))
     report(total, total, _portrait(painted))
     return painted
 

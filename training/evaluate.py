@@ -39,7 +39,6 @@ from training.metrics import (
 from trellis.export.photographs import Photographs
 from trellis.export.pipeline import export_mesh
 from trellis.export.splat_colors import painted_splats
-from trellis.export.surface import surface_of
 from trellis.export.unlit import render_textured
 from trellis.pipelines import TrellisVGGTTo3DPipeline
 from trellis.renderers import gaussian_raster, mesh_raster
@@ -127,7 +126,7 @@ def evaluate_object(
 
     unseen = unseen_views(instances, 224)
     reference = render(library, instances, unseen, generator)
-    painted = gaussian if painters is None else painted_splats(gaussian, surface_of(mesh), painters)
+    painted = gaussian if painters is None else painted_splats(gaussian, mesh, painters)
     scores, painted_psnr, glb_scores, tiles = [], [], [], []
     seen_from = to_cameras(unseen)
     for k in range(UNSEEN):

@@ -4,6 +4,7 @@ from trellis.export.bundle import FORMATS, export_files
 from trellis.export.gltf import TexturedMesh, write_glb
 from trellis.export.health import MeshHealth, mesh_health
 from trellis.export.pipeline import STAGES, ExportOptions, export_mesh
+from trellis.export.splat_colors import painted_splats
 
 __all__ = [
     "FORMATS",
@@ -14,5 +15,6 @@ __all__ = [
     "export_files",
     "export_mesh",
     "mesh_health",
+    "painted_splats",
     "write_glb",
 ]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from scipy.spatial import cKDTree
 
 from trellis.export.photographs import Photographs, blend_photographs, calm_normals
-from trellis.export.surface import Surface
+from trellis.export.surface import surface_of
 from trellis.export.texels import SurfacePoints
 from trellis.representations.gaussian import SH_DC, Gaussian
 
@@ -17,20 +18,24 @@ _REACH = 0.03  # object units: about a voxel of the structure; splats farther fr
 
 
 def painted_splats(
-    gaussian: Gaussian, surface: Surface, photographs: Photographs, on_view: Callable[[int], None] | None = None
+    gaussian: Gaussian, mesh: Any, photographs: Photographs, on_view: Callable[[int], None] | None = None
 ) -> Gaussian:
     """The same splats with colours from photographs, blended as on a texture (see `photographs`).
 
     Args:
         gaussian: N splats, on the CPU.
-        surface: of the same object. Each splat stands for the place of it that is nearest.
+        mesh: of the same object, as `surface_of` takes it. Each splat stands for the place of it that is nearest.
         photographs: the pictures.
         on_view: called with the number of photographs done; may raise to stop.
 
     Returns:
         New splats, which share all other fields. Those that no photograph sees well, or that lie off the surface, keep
         their colours, and in between the two are mixed.
+
+    Raises:
+        InputError: the mesh is empty or broken.
     """
+    surface = surface_of(mesh)
     centers, own = gaussian.get_xyz.detach().numpy(), gaussian.raw_color.detach().numpy()
     distances, nearest = cKDTree(surface.vertices).query(centers, workers=-1)
     normals = calm_normals(surface)[nearest]
