@@ -8,6 +8,11 @@ import numpy as np
 import torch
 import trimesh
 
+from trellis.export.photographs import Photographs
+from trellis.export.surface import Surface
+from trellis.renderers import mesh_raster
+from trellis.renderers.cameras import orbit
+
 PATCHES = np.array(
     [[255, 0, 0], [0, 255, 0], [0, 0, 255], [200, 120, 40], [17, 34, 51], [128, 128, 128]], dtype=np.uint8
 )
@@ -65,3 +70,20 @@ def sampled_colors(asset: trimesh.Trimesh, points: np.ndarray) -> np.ndarray:
     shares = [(share[:, 0] if dx else 1 - share[:, 0]) * (share[:, 1] if dy else 1 - share[:, 1])
               for dy in (0, 1) for dx in (0, 1)]  # fmt: skip
     return sum(s[:, None] * r for s, r in zip(shares, rows, strict=True))
+
+
+def pattern(points: np.ndarray) -> np.ndarray:
+    """Colours of points in space, in [0, 1]."""
+    return 0.5 + 0.3 * np.sin(20 * points + np.array([0, 1, 2]))
+
+
+def photographs_of_pattern(surface: Surface) -> Photographs:
+    """What five cameras in azimuths 0 to 160 degrees see of a surface that wears `pattern`."""
+    cameras = orbit(torch.arange(5) * 0.7, torch.zeros(5), 2.0, 40.0, 256)
+    vertices, faces = torch.from_numpy(surface.vertices), torch.from_numpy(surface.faces)
+    images, alphas = [], []
+    for k in range(len(cameras)):
+        view = mesh_raster.render_mesh(vertices, faces, vertices, cameras, k, antialiased=False)
+        images.append(torch.from_numpy(pattern(view["attributes"].numpy())).float().permute(2, 0, 1))
+        alphas.append(view["mask"].permute(2, 0, 1))
+    return Photographs(images, cameras, alphas)

@@ -5,7 +5,7 @@ import pytest
 import torch
 import trimesh
 from PIL import Image
-from shapes import mesh_of, sphere
+from shapes import mesh_of, pattern, photographs_of_pattern, sphere
 
 from trellis.errors import InputError
 from trellis.export import ExportOptions, export_mesh
@@ -21,22 +21,11 @@ from trellis.renderers.cameras import orbit
 from trellis.representations.gaussian import SH_DC, Gaussian
 
 
-def paint(points):
-    return 0.5 + 0.3 * np.sin(20 * points + np.array([0, 1, 2]))
-
-
 @pytest.fixture(scope="module")
 def scene():
     ball = sphere(0.4, 4)
     atlas = unwrap(surface_of(mesh_of(ball.vertices, ball.faces)), 192)
-    cameras = orbit(torch.arange(5) * 0.7, torch.zeros(5), 2.0, 40.0, 256)
-    vertices, faces = torch.from_numpy(atlas.vertices), torch.from_numpy(atlas.faces)
-    images, alphas = [], []
-    for k in range(len(cameras)):
-        view = mesh_raster.render_mesh(vertices, faces, vertices, cameras, k, antialiased=False)
-        images.append(torch.from_numpy(paint(view["attributes"].numpy())).float().permute(2, 0, 1))
-        alphas.append(view["mask"].permute(2, 0, 1))
-    return atlas, texels_of(atlas, 192), Photographs(images, cameras, alphas), ball
+    return atlas, texels_of(atlas, 192), photographs_of_pattern(atlas.surface), ball
 
 
 def test_photographs_replace_the_base_only_where_they_look(scene):
@@ -47,7 +36,7 @@ def test_photographs_replace_the_base_only_where_they_look(scene):
     assert done == [1, 2, 3, 4, 5]
     well = result.share > 0.99
     assert 0.25 < well.mean() < 0.8
-    assert np.sqrt(np.square(result.colors - paint(texels.positions))[well].mean()) < 0.02
+    assert np.sqrt(np.square(result.colors - pattern(texels.positions))[well].mean()) < 0.02
     # The five cameras stand in azimuths 0 to 160 degrees; the other side keeps its colour.
     behind = texels.normals @ np.array([np.sin(1.4 + np.pi), np.cos(1.4 + np.pi), 0]) > 0.97
     assert np.array_equal(result.colors[behind], base[behind]) and result.share[behind].max() == 0
@@ -86,7 +75,7 @@ def test_exposures_are_matched(scene):
     result = blend_photographs(atlas.surface, texels, dim, base)
     assert np.abs(result.gains * gains - 1).max() < 0.02
     well = result.share > 0.99
-    assert np.sqrt(np.square(result.colors - paint(texels.positions))[well].mean()) < 0.02
+    assert np.sqrt(np.square(result.colors - pattern(texels.positions))[well].mean()) < 0.02
 
 
 def test_their_border_does_not_show(scene):
@@ -174,7 +163,7 @@ def test_photographs_of_other_exposures_beat_splats_alone():
     points, _ = trimesh.sample.sample_surface(sphere(0.4, 5), 6_000, seed=0)
     gaussian = Gaussian([-0.5, -0.5, -0.5, 1, 1, 1], mininum_kernel_size=0.0, scaling_activation="exp")
     gaussian.from_xyz(torch.from_numpy(np.asarray(points)).float())
-    gaussian.from_features(((torch.from_numpy(fine_paint(points)) - 0.5) / SH_DC).float()[:, None])
+    gaussian.from_features(((torch.from_numpy(fine_pattern(points)) - 0.5) / SH_DC).float()[:, None])
     gaussian.from_scaling(torch.full((len(points), 3), 0.012))
     gaussian.from_rotation(torch.tensor([[1.0, 0, 0, 0]]).repeat(len(points), 1))
     gaussian.from_opacity(torch.full((len(points), 1), 0.9))
@@ -186,7 +175,7 @@ def test_photographs_of_other_exposures_beat_splats_alone():
     images = []
     for k, gain in enumerate((1.0, 0.8, 1.2, 1.1, 0.95)):
         view = mesh_raster.render_mesh(vertices, faces, vertices, cameras, k, antialiased=False)
-        image = to_srgb(to_linear(fine_paint(view["attributes"].numpy())) * gain).clip(0, 1)
+        image = to_srgb(to_linear(fine_pattern(view["attributes"].numpy())) * gain).clip(0, 1)
         images.append(torch.from_numpy(image).float().permute(2, 0, 1))
     quiet = lambda *step: None  # noqa: E731
     psnr = []
@@ -194,10 +183,10 @@ def test_photographs_of_other_exposures_beat_splats_alone():
         ring = surround(atlas.surface, 12, 192)
         views = gaussian_views(gaussian, ring)
         texture = bake_texture(atlas, ring, views, 256, ExportOptions(), quiet, photographs) / 255
-        error = texture[texels.rows, texels.columns] - fine_paint(texels.positions)
+        error = texture[texels.rows, texels.columns] - fine_pattern(texels.positions)
         psnr.append(-10 * np.log10(np.square(error)[np.abs(texels.positions[:, 2]) < 0.3].mean()))
     assert psnr[1] > psnr[0] + 8 and psnr[1] > 28
 
 
-def fine_paint(points):
+def fine_pattern(points):
     return 0.5 + 0.3 * np.sin(70 * np.asarray(points) + np.array([0, 1, 2]))

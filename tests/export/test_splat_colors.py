@@ -5,21 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from shapes import mesh_of, sphere
+from shapes import mesh_of, pattern, photographs_of_pattern, sphere
 
-from trellis.export.photographs import Photographs
 from trellis.export.splat_colors import painted_splats
 from trellis.export.surface import surface_of
-from trellis.renderers import mesh_raster
-from trellis.renderers.cameras import orbit
 from trellis.representations.gaussian import SH_DC, Gaussian
 
 RADIUS = 0.4
 OWN = 0.1  # grey of the splats before
-
-
-def pattern(points: np.ndarray) -> np.ndarray:
-    return 0.5 + 0.3 * np.sin(20 * points + np.array([0, 1, 2]))
 
 
 @pytest.fixture(scope="module")
@@ -27,14 +20,7 @@ def ball():
     """A sphere, and photographs of its pattern from azimuths 0 to 160 degrees."""
     mesh = sphere(RADIUS, 4)
     surface = surface_of(mesh_of(mesh.vertices, mesh.faces))
-    cameras = orbit(torch.arange(5) * 0.7, torch.zeros(5), 2.0, 40.0, 256)
-    vertices, faces = torch.from_numpy(surface.vertices), torch.from_numpy(surface.faces)
-    images, alphas = [], []
-    for k in range(len(cameras)):
-        view = mesh_raster.render_mesh(vertices, faces, vertices, cameras, k, antialiased=False)
-        images.append(torch.from_numpy(pattern(view["attributes"].numpy())).float().permute(2, 0, 1))
-        alphas.append(view["mask"].permute(2, 0, 1))
-    return surface, Photographs(images, cameras, alphas)
+    return surface, photographs_of_pattern(surface)
 
 
 def directions() -> torch.Tensor:
