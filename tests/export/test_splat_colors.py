@@ -64,6 +64,18 @@ def test_splats_off_the_surface_keep_their_colours(ball):
         assert ((after.get_color - OWN).abs().max() > 1e-3) == painted
 
 
+def test_splats_take_the_colours_of_painted_ones_beside_them_rather_than_speckle_them(ball):
+    surface, photographs = ball
+    outward = directions()
+    before = splats_at(torch.cat([outward * (RADIUS + 0.015), outward[:400] * (RADIUS + 0.04)]))
+    painted, off = painted_splats(before, surface, photographs).get_color.split([4000, 400])
+    toward = torch.tensor([np.sin(1.4), np.cos(1.4), 0]).float()
+    ahead = outward[:400] @ toward > 0.8
+    assert ahead.sum() > 20 and (off - painted[:400])[ahead].abs().mean() < 0.05
+    behind = outward[:400] @ toward < -0.97
+    assert behind.any() and (off[behind] - OWN).abs().max() < 1e-6
+
+
 def test_the_splats_that_were_given_stay_as_they_are(ball):
     surface, photographs = ball
     before = splats_at(directions() * RADIUS)
