@@ -12,7 +12,7 @@ from nvdiffrec.camera_fit import corrected, corrected_cameras
 from nvdiffrec.camera_newton import align_camera
 from nvdiffrec.geometry import LargeSteps, SmoothnessTerms, UniformAdam
 from nvdiffrec.light import FITTED_SIZE, FilteredLight, filter_light
-from nvdiffrec.losses import light_neutrality, log_tonemapped_l1, mask_l2
+from nvdiffrec.losses import light_neutrality, log_tonemapped_l1, mask_l2, total_variation
 from nvdiffrec.material import Material
 from nvdiffrec.shading import PreparedMaterial, render
 from nvdiffrec.views import Views
@@ -33,7 +33,9 @@ class FitOptions:
         vertex_rate: step of the vertices, in parts of the object's radius.
         color_rate, orm_rate, light_rate, exposure_rate: Adam's step sizes.
         mask_weight: of the mask loss against the colour loss.
-        laplacian, normal_consistency, light_neutrality, material_prior: weights of the regularisers.
+        laplacian, normal_consistency, light_neutrality, material_prior, color_smoothness: weights of the regularisers.
+            The last keeps the noise of single texels out of the change of the base colour; ten times as much suits
+            textures that are nearly right already, but keeps plain ones from taking up a pattern.
     """
 
     geometry: bool = True
@@ -54,6 +56,7 @@ class FitOptions:
     normal_consistency: float = 1e-3
     light_neutrality: float = 5e-3
     material_prior: float = 1e-3
+    color_smoothness: float = 0.3
 
 
 class Fit:
@@ -97,7 +100,7 @@ class Fit:
         self.fits_anything = any(fitted.values()) or bool(options.cameras)
         # Cameras take no part in the gradient steps: `align` moves them.
         self.parameters = {name: value.requires_grad_(fitted.get(name, False)) for name, value in start.items()}
-        self._start_orm = material.orm.clone()
+        self._start_color, self._start_orm = material.base_color.clone(), material.orm.clone()
         rates = {
             "color": options.color_rate, "orm": options.orm_rate, "normal": options.orm_rate,
             "light": options.light_rate, "exposures": options.exposure_rate,
@@ -159,7 +162,9 @@ class Fit:
             loss = loss + options.normal_consistency * self.smooth.normal_consistency(vertices)
         if options.light:
             loss = loss + options.light_neutrality * light_neutrality(values["light"].exp())
-            if options.material:
+        if options.material:
+            loss = loss + options.color_smoothness * total_variation(values["color"] - self._start_color)
+            if options.light:
                 loss = loss + options.material_prior * (values["orm"] - self._start_orm).square().mean()
         return loss
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from nvdiffrec.views import linear_to_srgb
 
+_SOFT = 0.003  # a difference between texels, linear; below it the total variation is quadratic
 _FULL_SCORE = 60.0  # decibels; an error below what 8-bit images hold
 
 
@@ -29,6 +30,15 @@ def light_neutrality(environment: Tensor) -> Tensor:
     Colour that base colour and light could both explain goes to the base colour.
     """
     return (environment - environment.mean(dim=0)).abs().mean()
+
+
+def total_variation(change: Tensor) -> Tensor:
+    """Mean length of the differences between neighbouring texels of [C, S, S] (Rudin, Osher and Fatemi 1992).
+
+    A step of any height costs only its height, so patterns may sharpen; noise costs at every texel.
+    """
+    down, right = change.diff(dim=1), change.diff(dim=2)
+    return (down.square() + _SOFT**2).sqrt().mean() + (right.square() + _SOFT**2).sqrt().mean() - 2 * _SOFT
 
 
 def psnr(image: Tensor, target: Tensor, region: Tensor | None = None) -> float:
