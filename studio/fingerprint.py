@@ -24,8 +24,9 @@ from studio.inputs import View
 
 _ROOT = Path(__file__).resolve().parent.parent
 # The code that decides what a stage's output is.
-_CODE = ("trellis/**/*.py", "studio/stages.py", "studio/codec.py", "studio/inputs.py", "studio/quality.py",
-         "studio/video.py", "studio/view_cameras.py", "studio/photo_cameras.py")  # fmt: skip
+_CODE = ("trellis/**/*.py", "nvdiffrec/**/*.py", "studio/stages.py", "studio/recipe.py", "studio/refine_stages.py",
+         "studio/refine_runner.py", "studio/codec.py", "studio/inputs.py", "studio/quality.py", "studio/video.py",
+         "studio/view_cameras.py", "studio/photo_cameras.py")  # fmt: skip
 _LIBRARIES = (
     "torch", "numpy", "scipy", "numba", "opencv-python-headless", "xatlas", "fast-simplification", "pillow",
     "imageio-ffmpeg", "rembg",

@@ -18,7 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
-from studio import fingerprint, stages
+from studio import fingerprint, refine_stages, stages
 from studio.cache import StageCache, default_folder
 from studio.codec import DamagedError, decode, encode
 from studio.stages import PreparedView
@@ -213,14 +213,18 @@ def test_what_a_dead_process_left_unfinished_is_cleared_away_later(tmp_path):
     assert not old.exists() and new.exists()
 
 
-def test_a_change_of_what_stages_call_shares_no_stage():
-    """Settings are part of the keys themselves, previews of no output."""
-    source = Path(stages.__file__).read_text()
+@pytest.mark.parametrize(("module", "example"), [(stages, "quality"), (refine_stages, "stages")])
+def test_a_change_of_what_stages_call_shares_no_stage(module, example):
+    """Settings are part of the keys themselves, previews and events of no output."""
+    source = Path(module.__file__).read_text()
     called = set(re.findall(r"^from studio\.(\w+) import", source, re.M))
     for line in re.findall(r"^from studio import (.+)", source, re.M):
         called |= {name.strip() for name in line.split(",")}
-    assert "quality" in called
-    assert {f"studio/{name}.py" for name in called - {"settings", "previews"}} <= set(fingerprint._CODE)
+    assert example in called
+    called -= {"settings", "refine_settings", "previews", "events"}
+    packages = set(re.findall(r"^from (trellis|nvdiffrec)\b", source, re.M))
+    wanted = {f"studio/{name}.py" for name in called} | {f"{package}/**/*.py" for package in packages}
+    assert wanted | {f"studio/{Path(module.__file__).name}"} <= set(fingerprint._CODE)
 
 
 def test_a_checkpoint_with_other_settings_shares_no_stage(checkpoint, tmp_path):
