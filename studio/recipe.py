@@ -114,33 +114,30 @@ class Recipe:
             lambda conditions, coords, report: stages.latent(conditions, coords, s, pipeline, report, plan.chunked),
         )  # fmt: skip
         self._add("decode", ("latent",), {}, lambda slat, report: stages.decode(slat, pipeline, report))
-        photographed = {"stated": [camera and camera.as_json() for camera in self.stated]}
-        if self.paints_photographs(s):
-            pixels = images_key(view.sharpest for view in self["prepare"].value())
-            self._add(
-                "paint", ("decode", "prepare", "cameras"), photographed,
-                lambda decoded, prepared, conditions, report: stages.paint(
-                    *decoded, report, prepared, with_stated(conditions.cameras, self.stated)
-                ),
-                [self["decode"].key, self["cameras"].key, pixels],
-            )  # fmt: skip
-        else:
-            self._add("paint", ("decode",), {}, lambda decoded, report: stages.paint(*decoded, report))
         self._add(
             "mesh", ("decode",), {"simplify": s.simplify, "watertight": s.watertight},
             lambda decoded, report: stages.mesh(decoded[1], s, report, pipeline.device),
         )  # fmt: skip
         if self.paints_photographs(s):
+            stated = {"stated": [camera and camera.as_json() for camera in self.stated]}
+            photographed = [self["cameras"].key, images_key(view.sharpest for view in self["prepare"].value())]
             self._add(
-                "bake", ("mesh", "decode", "prepare", "cameras"),
-                {"texture_size": s.texture_size, **photographed},
+                "paint", ("decode", "prepare", "cameras"), stated,
+                lambda decoded, prepared, conditions, report: stages.paint(
+                    *decoded, report, prepared, with_stated(conditions.cameras, self.stated)
+                ),
+                [self["decode"].key, *photographed],
+            )  # fmt: skip
+            self._add(
+                "bake", ("mesh", "decode", "prepare", "cameras"), {"texture_size": s.texture_size, **stated},
                 lambda surfaces, decoded, prepared, conditions, report: stages.bake(
                     surfaces, decoded[0], s, report, prepared, with_stated(conditions.cameras, self.stated),
                     pipeline.device,
                 ),
-                [*(self[name].key for name in ("mesh", "decode", "cameras")), pixels],
+                [self["mesh"].key, self["decode"].key, *photographed],
             )  # fmt: skip
         else:
+            self._add("paint", ("decode",), {}, lambda decoded, report: stages.paint(*decoded, report))
             self._add(
                 "bake", ("mesh", "decode"), {"texture_size": s.texture_size},
                 lambda surfaces, decoded, report: stages.bake(
