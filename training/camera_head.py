@@ -13,7 +13,7 @@ import time
 import torch
 from torch import Tensor
 
-from training.data.scenes import TRAINING_AZIMUTHS, degrade, random_views, render
+from training.data.scenes import TRAINING_AZIMUTHS, cut_out, degrade, random_views, render
 from training.graphs import Batch
 from training.loop import Run, parser
 from training.structure_flow import VIEWS
@@ -65,7 +65,8 @@ def _read_scenes(run: Run, model: VGGT, count: int) -> list[Batch]:
         per_scene = VIEWS[step % len(VIEWS)]
         instances = run.library.random_instances(AT_ONCE, run.generator)
         views = random_views(instances, per_scene, run.sizes.image_size, run.generator, **TRAINING_AZIMUTHS)
-        images = degrade(render(run.library, instances, views, run.generator).images, run.generator)
+        rendering = render(run.library, instances, views, run.generator)
+        images = degrade(cut_out(rendering, run.generator), run.generator)
         shape = AT_ONCE, per_scene
         with run.autocast():
             tokens, _ = model.aggregator(images.unflatten(0, shape), keep={model.aggregator.depth - 1})

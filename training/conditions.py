@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from training.data.objects import Instances
-from training.data.scenes import TRAINING_AZIMUTHS, degrade, random_views, render
+from training.data.scenes import TRAINING_AZIMUTHS, cut_out, degrade, random_views, render
 from training.image_encoder import image_tokens
 from training.loop import Run
 from trellis.models import VGGT, DinoVisionTransformer
@@ -43,7 +43,8 @@ class FrozenEncoders:
             self.vggt.load_state_dict(load_file(self.file))
             self.read_at = written
         views = random_views(instances, per_scene, run.sizes.image_size, run.generator, **TRAINING_AZIMUTHS)
-        images = degrade(render(run.library, instances, views, run.generator).images, run.generator)
+        rendering = render(run.library, instances, views, run.generator)
+        images = degrade(cut_out(rendering, run.generator), run.generator)
         shape = (len(instances.objects), per_scene)
         with run.autocast():
             tokens, _ = self.vggt.aggregator(images.unflatten(0, shape), keep=self.vggt.intermediate_layers)

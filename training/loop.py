@@ -178,7 +178,8 @@ class Run:
                 module.compile(dynamic=False)
 
     def watch(self, name: str, value: Tensor) -> None:
-        """Show a number beside the losses of the step that is being computed."""
+        """Show a number beside the losses of the step that is being computed; every step shows the same ones, NaN where
+        it has none."""
         self.watched[name] = value
 
     def progress(self) -> float:
@@ -212,7 +213,7 @@ class Run:
         torch._foreach_lerp_([self.average[k] for k in state], list(state.values()), 1 - decay)
 
     def _log(self) -> None:
-        means = torch.stack(self.losses[-200:]).mean(0).tolist() if self.losses else []
+        means = torch.stack(self.losses[-200:]).nanmean(0).tolist() if self.losses else []
         self.losses = []
         if self.peers.rank:
             return

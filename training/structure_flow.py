@@ -67,31 +67,31 @@ class StructureTask:
         self.networks = {"cond": self.cond, "flow": self.flow, "decoder": self.decoder, "read_out": self.read_out}
         print(f"[{run.name}] structure: {count_parameters(self.cond, self.flow):.1f} M parameters", flush=True)
 
-    def draw(self, instances: Instances) -> Batch:
-        """True latents of the instances, noise for each, times of later steps, and who sees the views."""
+    def draw(self, instances: Instances, later: bool = True) -> Batch:
+        """True latents of the instances, noise for each, who sees the views, and with `later` times of later steps."""
         run, count = self.run, len(instances.objects)
         grid = occupancy(self.cache.points(instances, run.generator), run.sizes.resolution)
         with run.autocast():
             data = self.encoder(grid).float()
-        return {
+        batch = {
             "grid": grid,
             "data": data,
             "noise": torch.randn(data.shape, generator=run.generator, device=run.device),
-            "own time": logit_normal_times(count, OWN_TIME_MEAN, run.generator, run.device),
-            "time": logit_normal_times(count, TIME_MEAN, run.generator, run.device),
             "keep": drop_mask(count, run.generator, run.device),
         }
+        if later:
+            batch["own time"] = logit_normal_times(count, OWN_TIME_MEAN, run.generator, run.device)
+            batch["time"] = logit_normal_times(count, TIME_MEAN, run.generator, run.device)
+        return batch
 
-    def losses(
-        self, tokens: list[Tensor | None], image_cond: Tensor, batch: Batch, later: bool = True
-    ) -> dict[str, Tensor]:
+    def losses(self, tokens: list[Tensor | None], image_cond: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Errors of the velocity, of the occupancy that is read off on the way, and of the one that is decoded.
 
         A mean over all that the views allow, which is what the first step yields, decodes to less than is there: the
         decoder's losses make it decide, and the decoder learns to make voxels of such means, while it goes on being
         told what true latents stand for. What pleases the decoder is not what true latents look like under noise; so
-        with `later` every scene is predicted from two more states: its own first outcome under noise, which is what a
-        second step begins with, and the truth under noise, as in any flow.
+        in batches with times of later steps every scene is predicted from two more states: its own first outcome under
+        noise, which is what a second step begins with, and the truth under noise, as in any flow.
         """
         data, noise, keep = batch["data"], batch["noise"], batch["keep"]
         with self.run.autocast():
@@ -99,7 +99,7 @@ class StructureTask:
         velocity, cells = self._predict(noise, torch.ones_like(keep), context)
         outcome = noise - velocity
         errors = self._errors("IoU", outcome, cells, batch)
-        if later:
+        if "time" in batch:
             own, _ = noised(outcome.detach(), noise, spatial(batch["own time"]))
             noisy, true_velocity = noised(data, noise, spatial(batch["time"]))
             velocity, cells = self._predict(
@@ -110,6 +110,8 @@ class StructureTask:
             own_errors = self._errors("later IoU", outcome, cells.chunk(2)[0], batch)
             errors = {name: error + own_errors[name] for name, error in errors.items()}
             errors["flow"] = errors["flow"] + (velocity - true_velocity).square().mean()
+        else:
+            self.run.watch("later IoU", torch.full((), torch.nan, device=data.device))
         with self.run.autocast():
             decoded = self.decoder(data)
         return {**errors, "decoder": overlap_error(decoded.float(), batch["grid"]).mean()}

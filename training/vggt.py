@@ -1,4 +1,4 @@
-"""VGGT: cameras in the canonical object frame and a point map, from 1 to 8 views.
+"""VGGT: cameras in the canonical object frame and a point map, from 1 to 12 views.
 
     python -m training.vggt --data objects.safetensors --out runs --minutes 12
 
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.conditions import image_encoder
-from training.data.scenes import TRAINING_AZIMUTHS, Rendering, degrade, random_views, render
+from training.data.scenes import TRAINING_AZIMUTHS, Rendering, cut_out, degrade, random_views, render
 from training.graphs import Batch
 from training.image_encoder import image_tokens
 from training.loop import Run, parser
@@ -22,10 +22,11 @@ from trellis.models import VGGT
 
 ITERATION_DECAY = 0.6  # VGGT (Wang et al. 2025) weighs later refinements of the camera more
 CONFIDENCE_WEIGHT = 0.1
-VIEWS = (4, 8, 4, 2, 8, 4, 8, 1)  # of a scene, in turn; few different numbers, so that recorded steps are reused
+VIEWS = (4, 8, 4, 2, 12, 4, 8, 1)  # of a scene, in turn; few different numbers, so that recorded steps are reused
 IMAGES = 288  # views of a step, whatever the number of views of a scene
 DENSE_SHARE = 32  # one view in so many goes through the dense head, the dearest part of a step
-STRUCTURE_SCENES = 36  # of a step, for the structure flow: as many as there are of 8 views
+LATER_EVERY = len(VIEWS)  # steps from one that also trains the structure's later steps to the next
+STRUCTURE_SCENES = 36  # of a step, for the structure flow: as many as there are of 8 views; 24 of 12
 VIEW_WEIGHT = 4
 PATCH_WEIGHT = 6  # of all losses the one whose gradient has most direction and least noise
 
@@ -162,7 +163,7 @@ def main(argv: list[str] | None = None) -> None:
         instances = run.library.random_instances(scenes, run.generator)
         views = random_views(instances, per_scene, run.sizes.image_size, run.generator, **TRAINING_AZIMUTHS)
         rendering = render(run.library, instances, views, run.generator)
-        images = degrade(rendering.images, run.generator)
+        images = degrade(cut_out(rendering, run.generator), run.generator)
         cell_points, cell_weight = patches.targets(rendering)
         with run.autocast():
             image_cond = image_tokens(encoder, images[: flows * per_scene])[:, 5:]
@@ -176,7 +177,7 @@ def main(argv: list[str] | None = None) -> None:
             "points": rendering.points[: dense * per_scene],
             "alpha": rendering.alpha[: dense * per_scene],
             "image_cond": image_cond.unflatten(0, (flows, per_scene)),
-            **task.draw(instances.first(flows)),
+            **task.draw(instances.first(flows), later=step % LATER_EVERY == 0),
         }
 
     def losses(batch: Batch) -> dict[str, Tensor]:
@@ -190,7 +191,7 @@ def main(argv: list[str] | None = None) -> None:
             )
         camera_tokens = tokens[-1][:, :, :1].float()
         encodings = model.camera_head([camera_tokens])
-        structure = task.losses([t[:flows] for t in tokens], image_cond, batch, later=False)
+        structure = task.losses([t[:flows] for t in tokens], image_cond, batch)
         run.watch("degrees", rotation_error(encodings[-1].detach(), batch["extrinsics"]))
         cameras = batch["extrinsics"], batch["fov"], scale(camera_tokens[:, :, 0]), batch["hull"]
         return {

@@ -15,7 +15,7 @@ from training.data.deform import Warp
 from training.data.objects import ObjectLibrary, linear_to_srgb, ragged_arange, srgb_to_linear
 from training.data.packed import PackedMesh, unpack
 from training.data.procedural import _surface, random_solid
-from training.data.scenes import random_views, render
+from training.data.scenes import cut_out, random_views, render
 from training.data.surface import SurfaceCache
 from training.data.voxels import FEATURES, corner_targets, occupancy, voxelise
 from training.metrics import align_similarity, grid_f1, grid_iou, relative_rotation_errors
@@ -67,6 +67,24 @@ def test_the_first_view_looks_from_azimuth_zero_and_views_fill_the_frame(sphere)
     rendering = render(sphere, instances, views, generator)
     width = rendering.alpha[:, 0].amax(1).sum(1)
     assert ((width > 64 / 1.16) & (width < 64 / 1.04)).all()
+
+
+def test_outlines_are_uneven_in_half_of_the_views_and_only_near_the_edge(sphere):
+    generator = torch.Generator().manual_seed(2)
+    views = random_views(instance(sphere, 10), 4, 64, generator)
+    rendering = render(sphere, instance(sphere, 10), views, generator)
+    images = cut_out(rendering, generator)
+    changed = (images != rendering.images).any(1, keepdim=True)
+    uneven = changed.flatten(1).any(1)
+    assert 10 <= uneven.sum() <= 30
+    inside = -torch.nn.functional.max_pool2d(-rendering.alpha, 7, 1, 3)
+    around = torch.nn.functional.max_pool2d(rendering.alpha, 7, 1, 3)
+    assert not changed[(inside == 1) | (around == 0)].any()
+    bright = images.sum(1, keepdim=True) > 0
+    missing = (rendering.alpha == 1) & ~bright
+    rim = (rendering.alpha == 0) & bright
+    assert missing.any() and rim.any()
+    assert not (missing | rim)[~uneven].any()
 
 
 def test_signed_distance_of_a_sphere(sphere, cache):

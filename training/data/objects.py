@@ -21,7 +21,7 @@ from training.data.deform import Warp
 
 HALF_SIDE = 0.49  # keeps surfaces off the outermost voxel layer
 SUPPORTS = 256  # directions in which an object's outermost vertex is known; affine maps keep it outermost, warps nearly
-WARPED = 0.5  # share of the instances that are deformed when drawn at random
+WARPED = 0.6  # share of the instances that are deformed when drawn at random
 REPAINTED = 0.25  # share of them that wear another object's texture
 
 
