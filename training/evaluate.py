@@ -1,14 +1,13 @@
 """Measure a checkpoint on objects it never saw, and show what it makes.
 
-    python -m training.evaluate --data validation.safetensors --checkpoint assets/mini --out evaluation
+    python -m training.evaluate --split validation --views 1 2 4 8 --out evaluation
 
-DATA is a file of `training.data.pack --only validation.csv --role evaluate`. For each object, `--views` photographs
-without cameras go through the whole pipeline, and the result is compared with the object: cameras, voxels of the
-structure, the mesh's surface (cells of 64^3, 32^3 and 16^3 grids that it touches; Chamfer and F-score after similarity
-alignment) and renders from 8 unseen cameras on black, of the splats and of the GLB that the studio would write: against
-the object's colours without light, and, where photographs gave the colours ("lit"), under the light of the photographs.
-Prints medians; writes `table.csv` and a contact sheet: views, then the GLB, the truth and our normals from three of the
-unseen cameras.
+For each object, photographs without cameras go through the whole pipeline, and the result is compared with the object:
+cameras, voxels of the structure, the mesh's surface (cells of 64^3, 32^3 and 16^3 grids that it touches; Chamfer and
+F-score after similarity alignment) and renders from 8 unseen cameras on black, of the splats and of the GLB that the
+studio would write: against the object's colours without light, and, where photographs gave the colours ("lit"), under
+the light of the photographs. Prints medians; writes for each number of views `table-<n>.csv` and `contact-<n>.jpg`: the
+views, then the GLB, the truth and our normals from three of the unseen cameras.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ import argparse
 import csv
 import math
 import time
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -31,9 +31,7 @@ from training.metrics import (
     chamfer_and_f_score,
     grid_f1,
     grid_iou,
-    mask_iou,
     occupancy_grid,
-    psnr,
     relative_rotation_errors,
     rotation_angle_degrees,
 )
@@ -44,7 +42,9 @@ from trellis.export.unlit import render_textured
 from trellis.pipelines import TrellisVGGTTo3DPipeline
 from trellis.renderers import gaussian_raster, mesh_raster
 from trellis.renderers.cameras import Cameras
+from trellis.utils.image_metrics import iou, psnr, ssim
 
+SPLITS = Path(__file__).parent / "splits"
 UNSEEN = 8
 TILE = 160
 
@@ -123,72 +123,86 @@ def evaluate_object(
     for resolution in (64, 32, 16):
         row[f"IoU {resolution}"] = grid_iou(occupancy_grid(ours, resolution), occupancy_grid(truth, resolution))
     row["F1 within a voxel"] = grid_f1(occupancy_grid(ours, 64), occupancy_grid(truth, 64))
-    target = truth[:10_000].numpy()
-    row["Chamfer"], row["F-score 0.05"] = chamfer_and_f_score(align_similarity(ours[:10_000].numpy(), target), target)
+    aligned = align_similarity(ours.numpy(), truth.numpy())
+    row["Chamfer"], row["F-score 0.05"] = chamfer_and_f_score(aligned, truth.numpy())
 
     unseen = unseen_views(instances, 224)
     generator.set_state(light)  # the same light falls on the unseen views
     reference = render(library, instances, unseen, generator)
     painted = gaussian if painters is None else painted_splats(gaussian, mesh, painters)
-    scores, glb_scores, lit_scores, tiles = [], [], [], []
-    seen_from = to_cameras(unseen)
+    seen_from, tiles = to_cameras(unseen), []
+    scores: dict[str, list[float]] = defaultdict(list)
     for k in range(UNSEEN):
-        image = gaussian_raster.render(gaussian, seen_from, k)
-        ours_rgb, ours_alpha = image.color.detach().clamp(0, 1), image.alpha.detach()
-        true_rgb, true_alpha = reference.albedo[k], reference.alpha[k]
-        scores.append((psnr(ours_rgb, true_rgb), mask_iou(ours_alpha, true_alpha)))
-        painted_rgb = gaussian_raster.render(painted, seen_from, k).color.detach().clamp(0, 1)
-        glb_rgb, glb_mask = (torch.from_numpy(x).float() for x in render_textured(asset, asset.texture, seen_from, k))
-        glb_rgb = glb_rgb.permute(2, 0, 1)
-        glb_scores.append((psnr(glb_rgb, true_rgb), mask_iou(glb_mask[None], true_alpha)))
-        lit_scores.append([psnr(x, reference.images[k]) for x in (painted_rgb, glb_rgb)])
+        truth_unlit, truth_lit = _pixels(reference.albedo[k]), _pixels(reference.images[k])
+        inside = reference.alpha[k, 0].numpy() > 0.5
+        splats = gaussian_raster.render(gaussian, seen_from, k)
+        glb, glb_mask = render_textured(asset, asset.texture, seen_from, k)
+        pictures = {"": (_pixels(splats.color), splats.alpha[0].detach().numpy()), " of GLB": (glb, glb_mask)}
+        for of, (picture, mask) in pictures.items():
+            scores[f"unseen PSNR{of}"].append(psnr(picture, truth_unlit))
+            scores[f"unseen SSIM{of}"].append(ssim(picture, truth_unlit))
+            scores[f"unseen IoU{of}"].append(iou(mask > 0.5, inside))
+        painted_picture = _pixels(gaussian_raster.render(painted, seen_from, k).color)
+        for of, picture in (("painted splats", painted_picture), ("GLB", glb)):
+            scores[f"lit PSNR of {of}"].append(psnr(picture, truth_lit))
+            scores[f"lit SSIM of {of}"].append(ssim(picture, truth_lit))
         if k in (0, 3, 5):
             normals = mesh_raster.render_mesh(
                 mesh.vertices.detach(), mesh.faces, None, seen_from, k, antialiased=False, normals=True
             )["normals"]
-            tiles += [_tile(glb_rgb), _tile(true_rgb), _tile(normals.permute(2, 0, 1))]
-    row["unseen PSNR"], row["unseen IoU"] = np.median(np.array(scores), 0).tolist()
-    row["unseen PSNR of GLB"], row["unseen IoU of GLB"] = np.median(np.array(glb_scores), 0).tolist()
-    row["lit PSNR of painted splats"], row["lit PSNR of GLB"] = np.median(np.array(lit_scores), 0).tolist()
+            tiles += [_tile(glb), _tile(truth_unlit), _tile(normals.clamp(0, 1).numpy())]
+    row |= {name: float(np.median(values)) for name, values in scores.items()}
     inputs = [np.asarray(image.convert("RGB").resize((TILE, TILE))) for image in images[:4]]
     return row, np.concatenate(inputs + tiles, 1)
 
 
-def _tile(image: Tensor) -> np.ndarray:
-    pixels = (image.clamp(0, 1).permute(1, 2, 0).numpy() * 255).astype(np.uint8)
-    return np.asarray(Image.fromarray(pixels).resize((TILE, TILE)))
+def _pixels(image: Tensor) -> np.ndarray:
+    """[3, H, W] of any range as [H, W, 3] in [0, 1]."""
+    return image.detach().clamp(0, 1).permute(1, 2, 0).numpy()
+
+
+def _tile(pixels: np.ndarray) -> np.ndarray:
+    return np.asarray(Image.fromarray((pixels * 255).astype(np.uint8)).resize((TILE, TILE)))
+
+
+def evaluate(
+    pipeline: TrellisVGGTTo3DPipeline, library: ObjectLibrary, views: int, seed: int, out: Path
+) -> dict[str, float]:
+    """Medians of all measures over the objects of a library; writes the table and the contact sheet as it goes."""
+    rows, sheet = [], []
+    for index, name in enumerate(library.names):
+        row, strip = evaluate_object(pipeline, library, index, views, seed)
+        rows.append({"object": name, **row})
+        sheet.append(strip)
+        print(name, " ".join(f"{k} {v:.3g}" for k, v in row.items()), flush=True)
+        with (out / f"table-{views}.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0].keys())
+            writer.writeheader()
+            writer.writerows(rows)
+        Image.fromarray(np.concatenate(sheet)).save(out / f"contact-{views}.jpg", quality=88)
+    return {key: float(np.median([row[key] for row in rows])) for key in rows[0] if key != "object"}
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
+    objects = parser.add_mutually_exclusive_group()
+    objects.add_argument("--split", choices=("validation", "examples"), default="validation")
+    objects.add_argument("--data", type=Path, help="a file of training.data.pack instead")
     parser.add_argument("--checkpoint", default="assets/mini")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--views", type=int, default=4)
+    parser.add_argument("--views", type=int, nargs="+", default=[4])
     parser.add_argument("--limit", type=int, help="only the first so many objects")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
 
     pipeline = TrellisVGGTTo3DPipeline.from_pretrained(args.checkpoint)
-    library = ObjectLibrary(args.data, limit=args.limit)
+    library = ObjectLibrary(args.data or SPLITS / f"{args.split}.safetensors", limit=args.limit)
     args.out.mkdir(parents=True, exist_ok=True)
-    rows, sheet = [], []
-    for index, name in enumerate(library.names):
-        row, strip = evaluate_object(pipeline, library, index, args.views, args.seed)
-        rows.append({"object": name, **row})
-        sheet.append(strip)
-        print(name, " ".join(f"{k} {v:.3g}" for k, v in row.items()), flush=True)
-        with (args.out / "table.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0].keys())
-            writer.writeheader()
-            writer.writerows(rows)
-        width = max(s.shape[1] for s in sheet)
-        padded = [np.pad(s, ((0, 0), (0, width - s.shape[1]), (0, 0))) for s in sheet]
-        Image.fromarray(np.concatenate(padded)).save(args.out / "contact.jpg", quality=88)
-    print(f"\n{len(rows)} objects, {args.views} views, medians")
-    for key in rows[0]:
-        if key != "object":
-            print(f"  {key:20s} {np.median([row[key] for row in rows]):.3f}")
+    medians = {views: evaluate(pipeline, library, views, args.seed, args.out) for views in args.views}
+    print(f"\n{len(library)} objects, medians\n{'views':28s}" + "".join(f"{views:9d}" for views in medians))
+    for key in dict.fromkeys(key for column in medians.values() for key in column):
+        cells = (f"{column[key]:9.3f}" if key in column else f"{'-':>9s}" for column in medians.values())
+        print(f"  {key:26s}" + "".join(cells))
 
 
 if __name__ == "__main__":
