@@ -166,7 +166,7 @@ class ComparePage:
         on_act(self.grid, self._open, [], [pages, *self._reconstruct.open_outputs], queue=False)
 
     def on_load(self, event: Any) -> None:
-        """After the page's load event: show this visitor's comparison again."""
+        """After an event that has attached a session: show its comparison, if there is one."""
         self._follow_after(event)
 
     def _follow_after(self, event: Any) -> None:

@@ -18,6 +18,11 @@ HEADER = """
 </header>
 """
 
+
+class Removed(InputError):
+    """What a page showed is no longer there."""
+
+
 _CUBE = """<svg viewBox="0 0 48 48" width="56" height="56" aria-hidden="true" fill="none" stroke="currentColor"
   stroke-width="1.6" stroke-linejoin="round">
   <path d="M24 5 41 14.5v19L24 43 7 33.5v-19z"/><path d="M7 14.5 24 24l17-9.5M24 24v19"/></svg>"""
@@ -132,6 +137,8 @@ def ending(error: BaseException | None) -> str:
     """Why a job ended without a result."""
     if isinstance(error, Cancelled):
         return stopped("Cancelled", [])
+    if isinstance(error, Removed):
+        return stopped("Photos and models removed", [str(error)])
     if isinstance(error, InputError):
         return stopped("That did not work", sentences_of(error))
     if isinstance(error, JobError):

@@ -14,12 +14,17 @@ import gradio as gr
 from studio.engine import ASSETS
 from studio.pages import files, fragments
 from studio.pages.api import Api
+from studio.pages.compare import WORK as COMPARISON
 from studio.pages.compare import ComparePage
+from studio.pages.follow import refused
 from studio.pages.history import HistoryPage
 from studio.pages.hosting import Hosting, hosting
+from studio.pages.pulse import pulse, route
+from studio.pages.reconstruct import WORK as RECONSTRUCTION
 from studio.pages.reconstruct import ReconstructPage
+from studio.pages.refine import WORK as REFINEMENT
 from studio.pages.refine import RefinePage
-from studio.pages.sessions import Sessions
+from studio.pages.sessions import Session, Sessions
 from studio.pages.theme import theme
 from studio.service import Service
 
@@ -39,9 +44,13 @@ def build(service: Service, sessions: Sessions, host: Hosting | None = None, ref
         gr.HTML(fragments.HEADER, padding=False)
         key = gr.Textbox(visible="hidden", label="Session", elem_id="session-key")
         attached = page.load(_attach(sessions), key, key, js=_RECALL, **private)
-        attached.then(None, key, None, js=_REMEMBER, **private)
+        # After a long absence only what was shown goes: a page loaded anew would not have its settings.
+        gone = pulse().select(_begin_again(sessions), None, key, **private)
+        for event in (attached, gone):
+            event.then(None, key, None, js=_REMEMBER, **private)
         if refine_only:
-            RefinePage(service, sessions, alone=True).on_load(attached)
+            refine = RefinePage(service, sessions, alone=True)
+            parts = [refine]
         else:
             with gr.Tabs(elem_id="pages") as pages:
                 with gr.Tab("Reconstruct", id="reconstruct"):
@@ -52,9 +61,14 @@ def build(service: Service, sessions: Sessions, host: Hosting | None = None, ref
                     compare = ComparePage(service, sessions, reconstruct, pages)
                 with gr.Tab("History", id="history") as history_tab:
                     history = HistoryPage(sessions, reconstruct, pages, service.defaults)
-            for part in (reconstruct, refine, compare):
-                part.on_load(attached)
+            parts = [reconstruct, refine, compare]
+            reconstruct.fill_controls(attached)
+            gone.then(history.refresh, None, history.list, **private)
             history_tab.select(history.refresh, None, history.list, trigger_mode="always_last", **private)
+        for part in parts:
+            for event in (attached, gone):
+                part.on_load(event)
+        refine.forget_uploads(gone)
         Api(service, sessions, refine_only, host.mcp)
         page.unload(_detach(sessions))
     return page.queue(default_concurrency_limit=16)
@@ -62,9 +76,30 @@ def build(service: Service, sessions: Sessions, host: Hosting | None = None, ref
 
 def _attach(sessions: Sessions) -> Callable[..., str]:
     def attach(request: gr.Request, key: str) -> str:
-        return sessions.attach(request.session_hash or "", key).key
+        session = sessions.attach(request.session_hash or "", key)
+        if key and session.key != key:
+            _say_removed(session, sessions.keep)
+        return session.key
 
     return attach
+
+
+def _begin_again(sessions: Sessions) -> Callable[..., str]:
+    def begin_again(request: gr.Request) -> str:
+        session = sessions.of(request.session_hash)
+        _say_removed(session, sessions.keep)
+        return session.key
+
+    return begin_again
+
+
+def _say_removed(session: Session, keep: float) -> None:
+    """Say on each page why it is empty, until something else is done there."""
+    away = f"This page was away for more than {fragments.span(keep)}, or the server was started anew"
+    removed = fragments.Removed(f"{away}: please add the photos again.")
+    with session.lock:
+        if not session.busy:
+            session.works |= {work: refused(removed) for work in (RECONSTRUCTION, REFINEMENT, COMPARISON)}
 
 
 def _detach(sessions: Sessions) -> Callable[..., None]:
@@ -115,7 +150,7 @@ def _serve(page: gr.Blocks, sessions: Sessions, host: Hosting, say: Callable[[st
         auth=list(host.logins) or None,
         max_file_size=f"{host.upload_mb}mb",
         allowed_paths=[str(ASSETS / "examples")],
-        app_kwargs={"routes": files.routes(sessions.shelf)},
+        app_kwargs={"routes": [*files.routes(sessions.shelf), route(sessions)]},
         mcp_server=host.mcp,
         theme=theme(),
         css_paths=ASSETS / "style.css",

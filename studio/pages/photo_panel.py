@@ -23,7 +23,7 @@ class PhotoPanel:
     """Builds itself inside the current layout; `connect` it once everything else is there.
 
     Attributes:
-        strip: the thumbnails.
+        strip: the thumbnails; editor: the brush.
     """
 
     def __init__(self, sessions: Sessions) -> None:
@@ -39,7 +39,7 @@ class PhotoPanel:
         html(fragments.hint(f"1 to {MAX_VIEWS} photos, or a short video. The first photo becomes the front."))
         self._alerts = html(elem_id="photo-alerts")
         self.strip = live(elem_id="strip")
-        self._editor = live(elem_id="mask-editor")
+        self.editor = live(elem_id="mask-editor")
         self._cards: list[tuple[gr.Button, list[str]]] = []
         examples = find_examples()
         if examples:
@@ -52,7 +52,7 @@ class PhotoPanel:
     def connect(self, status: gr.HTML, emptied: Callable[[Session], Any]) -> None:
         """Listen. `emptied(session)`: what the status display says once there are other photos."""
         self._emptied = emptied
-        strips = [self.strip, self._alerts, self._editor]
+        strips = [self.strip, self._alerts, self.editor]
         filled = [status, *strips]
         # Files that come while others are being read are no less wanted, hence "multiple"; and the drop zone is emptied
         # in the browser at once, else they would bring along those that were dropped before.
@@ -65,7 +65,7 @@ class PhotoPanel:
         for card, files in self._cards:
             self.look_after(card.click(self._example_of(files), None, filled, **_PRIVATE))
         self.look_after(on_act(self.strip, self._act, [], strips, queue=False))
-        self.look_after(on_act(self._editor, self._mask, [], strips, queue=False))
+        self.look_after(on_act(self.editor, self._mask, [], strips, queue=False))
 
     def look_after(self, event: Any) -> None:
         """After an event, look at the photographs that nobody has looked at yet."""

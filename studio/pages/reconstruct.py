@@ -150,12 +150,16 @@ class ReconstructPage:
         ]  # fmt: skip
 
     def on_load(self, event: Any) -> None:
-        """After the page's load event has attached the session: show it, and follow its job if there is one."""
+        """After an event that has attached a session: show it, and follow its job if there is one."""
         # The photos are shown here alone: what comes late from a job's end must not take back what was added since.
-        outputs = [*self.open_outputs, self.photos.strip, self.preset.radio, *self.controls.components]
+        outputs = [*self.open_outputs, self.photos.strip, self.photos.editor]
         shown = event.then(self._restore, None, outputs, **_LIGHT)
         self._follow_after(shown)
         self.photos.look_after(shown)
+
+    def fill_controls(self, event: Any) -> None:
+        """After the page's load event: the settings as they were."""
+        event.then(self._chosen, None, [self.preset.radio, *self.controls.components], **_LIGHT)
 
     def _act(self, request: gr.Request, data: dict[str, Any]) -> Any:
         """Leave a photograph out after its camera has been seen, or keep cameras that were set by hand."""
@@ -299,7 +303,7 @@ class ReconstructPage:
             self._sessions.drop_run(session, session.coming)
 
     def _restore(self, request: gr.Request) -> Any:
-        """The page as it was, after a load."""
+        """What this visitor has, on a page that shows nothing yet, or what is there no more."""
         session = self._sessions.of(request.session_hash)
         wanted = request.query_params.get("run")
         if wanted and self._sessions.shelf.file(wanted, RUN):
@@ -308,10 +312,13 @@ class ReconstructPage:
         work = session.works.get(WORK)
         if work is not None and work.settled:
             work.first_on(request.session_hash)  # it is shown now; what is chosen meanwhile must not be overwritten
+        return [*self.open_updates(session, True), strip(session.photos), ""]
+
+    def _chosen(self, request: gr.Request) -> Any:
+        session = self._sessions.of(request.session_hash)
         # The first time, too: what Gradio shows for a number that is not given yet is a zero.
         settings = session.settings or apply_preset(session.preset, self._service.defaults)
-        controls = self.controls.values_of(settings)
-        return [*self.open_updates(session, True), strip(session.photos), self.preset.update(session), *controls]
+        return [self.preset.update(session), *self.controls.values_of(settings)]
 
     def open_updates(self, session: Session, new: bool) -> list[Any]:
         """Values for `open_outputs`. `new`: there is another result than before; else the shown one stays untouched."""

@@ -141,8 +141,12 @@ class RefinePage:
         self.stop.click(self._stop, None, [self.stop, self.status], **_LIGHT)
 
     def on_load(self, event: Any) -> None:
-        """After the page's load event: show this visitor's refinement again."""
+        """After an event that has attached a session: show its refinement, if there is one."""
         self._follow_after(event, self._restore)
+
+    def forget_uploads(self, event: Any) -> None:
+        """After the session has gone: what was brought to it is not kept longer."""
+        event.then(None, None, [self.asset, self.photos, self.cameras], js="() => [null, null, null]", **_LIGHT)
 
     def _follow_after(self, event: Any, settle: Any) -> None:
         async def follow(request: gr.Request) -> AsyncIterator[Any]:
@@ -208,8 +212,10 @@ class RefinePage:
         new = isinstance(work, FollowedRefinement) and isinstance(work.outcome, Refined)
         if new and (new := work.first_on(request.session_hash)):
             session.refined = refinement = (work.key, work.outcome)
-        if refinement is None or not (new or loaded):
+        if not (new or loaded):
             return [*head, gr.update(visible=refinement is None and not busy), *[gr.skip()] * 5]
+        if refinement is None:
+            return [*head, gr.update(visible=not busy), gr.update(visible=False), *[""] * 4]
         pieces = refine_view.result(refinement[1], refinement[0])
         shown = [pieces[name] for name in ("views", "model", "lights", "files")]
         return [*head, gr.update(visible=False), gr.update(visible=True), *shown]
@@ -250,6 +256,8 @@ def _copied(files: Sequence[str], folder: Path) -> list[Path]:
     copies = []
     for file in map(Path, files):
         copy = folder / file.name
+        if not file.is_file():
+            raise InputError(f"'{file.name}' was added too long ago and has been removed; please add it again.")
         if copy.exists():
             raise InputError(f"Two files are called '{file.name}'; give them different names.")
         shutil.copyfile(file, copy)

@@ -52,7 +52,7 @@ class Session:
         refined: key and result of the latest refinement.
         compared: the latest comparison that was begun.
         discarded: folders that are to go, see `discard`.
-        seen: when a page of it last spoke; pages: those that are open.
+        seen: when a page of it last spoke; pages: those that are open, and have never been out of reach.
     """
 
     key: str
@@ -142,10 +142,19 @@ class Sessions:
         """The session of a page, made on its first use."""
         with self._lock:
             session = self._sessions.get(self._of_page.get(page or "", ""))
-            if session is None:
-                return self.attach(page or "", None)
+            if session is None:  # not among the open ones: nobody would say that this page has been closed
+                session = self._new()
+                self._of_page[page or ""] = session.key
             session.seen = self._clock()
             return session
+
+    def touch(self, key: str) -> bool:
+        """A page of the session with this key is there; whether the session is."""
+        with self._lock:
+            session = self._sessions.get(key)
+            if session is not None:
+                session.seen = self._clock()
+            return session is not None
 
     @contextmanager
     def guest(self, caller: str | None) -> Iterator[Session]:
@@ -163,9 +172,9 @@ class Sessions:
                 session.seen = self._clock()
 
     def detach(self, page: str | None) -> None:
-        """A page has been closed; its session stays for a while."""
+        """A page has been closed, or cannot be reached; its session stays for a while, and is still that page's."""
         with self._lock:
-            session = self._sessions.get(self._of_page.pop(page or "", ""))
+            session = self._sessions.get(self._of_page.get(page or "", ""))
             if session is not None:
                 session.pages.discard(page or "")
                 session.seen = self._clock()

@@ -121,6 +121,26 @@ def test_who_leaves_loses_first_the_job_and_then_the_files():
     assert not session.folder.exists() and sessions.shelf.file(key, "run.json") is None
 
 
+def test_a_page_out_of_reach_keeps_its_session_for_as_long_as_it_is_heard_of():
+    clock = Clock()
+    sessions = Sessions(keep=100, grace=10, clock=clock)
+    session = sessions.attach("page", None)
+    sessions.detach("page")  # the connection broke, and nothing will say so a second time
+    for clock.now in (90.0, 180.0, 270.0):
+        assert sessions.touch(session.key)
+        sessions.tidy()
+    assert sessions.of("page") is session
+    clock.now += 101
+    sessions.tidy()
+    assert not session.folder.exists() and not sessions.touch(session.key)
+
+    again = sessions.of("page")  # a click comes before the page has noticed
+    assert again is not session
+    clock.now += 101
+    sessions.tidy()
+    assert not again.folder.exists()  # even if the page is never heard of again
+
+
 def test_a_program_that_calls_is_there_during_its_calls_only():
     clock = Clock()
     sessions = Sessions(keep=100, grace=10, clock=clock)
