@@ -348,3 +348,11 @@ def test_files_handed_in_for_a_refinement_need_names_of_their_own(tmp_path):
     with pytest.raises(InputError, match="Two files are called 'view.png'"):
         job_of_uploads(given, "model.glb", [str(tmp_path / f / "view.png") for f in "ab"], (), RefineSettings(),
                        tmp_path / "out", "user")  # fmt: skip
+
+
+def test_an_upload_that_the_server_has_removed_is_asked_for_again(tmp_path):
+    (tmp_path / "chair.glb").write_bytes(b"")
+    given, gone = tmp_path / "given", str(tmp_path / "front.png")
+    given.mkdir()
+    with pytest.raises(InputError, match=r"'front.png' was added too long ago"):
+        job_of_uploads(given, str(tmp_path / "chair.glb"), [gone], (), RefineSettings(), tmp_path / "out", "somebody")
