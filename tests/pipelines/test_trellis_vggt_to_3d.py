@@ -10,6 +10,7 @@ from tiny_checkpoint import IMAGE_RESOLUTION, RESOLUTION, tiny_views, write_tiny
 from trellis import models
 from trellis.errors import InputError
 from trellis.pipelines import FlowEulerGuidanceIntervalSampler, TrellisVGGTTo3DPipeline
+from trellis.pipelines.image_preparation import views_to_tensor
 from trellis.pipelines.noise import latent_noise, structure_noise
 from trellis.pipelines.trellis_vggt_to_3d import CAMERA_FRAMES
 
@@ -245,6 +246,30 @@ def test_vggt_runs_once_and_gives_the_cameras(pipeline, monkeypatch):
     assert (cameras.centers[:, 1] > 1).all(), "the tiny cameras stand on +y"
 
 
+def test_further_readings_change_the_cameras_and_nothing_else(pipeline, monkeypatch):
+    views = tiny_views(4)
+    once = pipeline.get_cond(views)
+    orders, aggregator = [], pipeline.vggt.aggregator
+    forward = type(aggregator).forward
+
+    def watched(self, images, *args, **kw):
+        orders.append([next(i for i, view in enumerate(given) if torch.equal(view, image)) for image in images[0]])
+        return forward(self, images, *args, **kw)
+
+    given = views_to_tensor(views, IMAGE_RESOLUTION)
+    monkeypatch.setattr(type(aggregator), "forward", watched)
+    monkeypatch.setattr(pipeline, "camera_readings", 3)
+    calls = []
+    cond = pipeline.get_cond(views, lambda *call: calls.append(call))
+    assert orders == [[1, 0, 2, 3], [2, 0, 1, 3], [0, 1, 2, 3]], "the order given comes last"
+    assert calls == [("cameras", step, 5) for step in range(6)]
+    assert torch.equal(cond.structure, once.structure)
+    assert all(torch.equal(a, b) for a, b in zip(cond.latent, once.latent, strict=True))
+    assert torch.equal(cond.cameras.translations, once.cameras.translations)
+    assert not torch.allclose(cond.cameras.rotations, once.cameras.rotations, atol=1e-6)
+    assert torch.equal(cond.cameras.extrinsics, pipeline.estimate_cameras(views).extrinsics)
+
+
 def test_outputs_can_be_optimised_further(pipeline):
     outputs, *_ = pipeline.run(tiny_views(1))
     vertices = outputs["mesh"][0].vertices.clone().requires_grad_()
@@ -300,6 +325,8 @@ def test_constructor_refuses_what_cannot_fit(pipeline):
         TrellisVGGTTo3DPipeline(*parts, normal, image_resolution=100)
     with pytest.raises(InputError, match="camera_frame"):
         TrellisVGGTTo3DPipeline(*parts, normal, image_resolution=IMAGE_RESOLUTION, camera_frame="world")
+    with pytest.raises(InputError, match="camera_readings must be 1 where camera_frame is 'first_view', but is 4"):
+        TrellisVGGTTo3DPipeline(*parts, normal, image_resolution=IMAGE_RESOLUTION, camera_readings=4)
 
 
 def test_half_precision_checkpoints_run_in_float32_on_the_cpu(tmp_path):

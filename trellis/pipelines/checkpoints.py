@@ -94,13 +94,14 @@ class SamplerSettings:
 
 @dataclass(frozen=True)
 class PipelineSettings:
-    """What pipeline.json states beside its networks; the last four default to what suits the published ones."""
+    """What pipeline.json states beside its networks; the last five default to what suits the published ones."""
 
     sparse_structure_sampler: SamplerSettings
     slat_sampler: SamplerSettings
     slat_normalization: dict[str, list[float]]
     image_resolution: int = 518
     camera_frame: str = "first_view"
+    camera_readings: int = 1
     structure_candidates: int = 1
     structure_thresholds: tuple[float, ...] = (0.0,)
 
@@ -146,6 +147,9 @@ class Checkpoint:
         resolution = self.args.get("image_resolution", PipelineSettings.image_resolution)
         if not isinstance(resolution, int) or not 1 <= resolution <= 4096:
             raise InputError(f"image_resolution in pipeline.json must be in pixels, but is {resolution!r:.80}.")
+        readings = self.args.get("camera_readings", 1)
+        if not (isinstance(readings, int) and 1 <= readings <= 32):
+            raise InputError(f"camera_readings in pipeline.json must be 1 to 32, but is {readings!r:.80}.")
         candidates = self.args.get("structure_candidates", 1)
         if not (isinstance(candidates, int) and 1 <= candidates <= 100):
             raise InputError(f"structure_candidates in pipeline.json must be 1 to 100, but is {candidates!r:.80}.")
@@ -162,6 +166,7 @@ class Checkpoint:
             normalization,
             resolution,
             self.args.get("camera_frame", PipelineSettings.camera_frame),
+            readings,
             candidates,
             tuple(thresholds),
         )

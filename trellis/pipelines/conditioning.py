@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from trellis.models.vggt import VGGT
 from trellis.modules.precision import autocast_dtype
+from trellis.pipelines.camera_readings import combined, first_views
 from trellis.pipelines.image_preparation import encode_image
 from trellis.renderers.camera_formats import from_pose_encoding
 from trellis.renderers.cameras import Cameras
@@ -37,22 +38,54 @@ def read_views(
     latent_cond: nn.Module,
     report: Callable[[int], None] = lambda step: None,
     at_once: int | None = None,
+    readings: int = 1,
 ) -> Conditions:
-    """Conditions of views [n, 3, H, W] in [0, 1]; VGGT runs once for all of them. `report` counts three steps.
+    """Conditions of views [n, 3, H, W] in [0, 1]. `report` counts `steps_of_reading`.
 
     at_once: how many views the image encoder reads together; None for all.
+    readings: of the cameras; see `read_together`.
     """
-    tokens = aggregate(views, vggt, {*structure_cond.levels, *latent_cond.levels})
-    report(1)
-    cameras = read_cameras(tokens, vggt, views.shape[-2:])
-    report(2)
+    levels = {*structure_cond.levels, *latent_cond.levels}
+    tokens, cameras = read_together(views, vggt, levels, readings, report)
     parts = [encode_image(part, image_encoder) for part in views.split(at_once or len(views))]
     image_tokens = torch.cat(parts)[None]  # [1, n, T, C]
     special = 1 + image_encoder.num_register_tokens
     structure = structure_cond(tokens, image_tokens[:, :, special:])
     latent = latent_cond(tokens, image_tokens)
-    report(3)
+    report(steps_of_reading(len(views), readings))
     return Conditions(structure, latent, cameras)
+
+
+def steps_of_reading(views: int, readings: int) -> int:
+    """Steps of `read_views`: each time that VGGT runs, the cameras, the conditions."""
+    return len(first_views(views, readings)) + 2
+
+
+def read_together(
+    views: Tensor,
+    vggt: VGGT,
+    levels: Collection[int] = (),
+    readings: int = 1,
+    report: Callable[[int], None] = lambda step: None,
+) -> tuple[list[Tensor | None], Cameras]:
+    """VGGT's tokens of views [n, 3, H, W] as `aggregate` gives them, and one camera per view.
+
+    readings: in how many orders of the views, at most, VGGT reads the cameras. The tokens are those of the order given,
+    whose frame is that of the cameras; see `trellis.pipelines.camera_readings`.
+    """
+    size = views.shape[-2:]
+    further: list[Cameras] = []
+    # The order given comes last, for its tokens are kept: no two readings are in memory together.
+    for first in first_views(len(views), readings)[1:]:
+        order = [first, *(index for index in range(len(views)) if index != first)]
+        back = [order.index(index) for index in range(len(views))]
+        further.append(read_cameras(aggregate(views[order], vggt), vggt, size)[back])
+        report(len(further))
+    tokens = aggregate(views, vggt, levels)
+    report(len(further) + 1)
+    cameras = combined([read_cameras(tokens, vggt, size), *further])
+    report(len(further) + 2)
+    return tokens, cameras
 
 
 def aggregate(views: Tensor, vggt: VGGT, levels: Collection[int] = ()) -> list[Tensor | None]:

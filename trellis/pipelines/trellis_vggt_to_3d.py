@@ -26,7 +26,7 @@ from trellis.modules.sparse import SparseTensor
 from trellis.pipelines.background import Segmenter
 from trellis.pipelines.base import Pipeline
 from trellis.pipelines.checkpoints import Checkpoint, LoadReport
-from trellis.pipelines.conditioning import Conditions, aggregate, read_cameras, read_views
+from trellis.pipelines.conditioning import Conditions, read_together, read_views, steps_of_reading
 from trellis.pipelines.image_files import check_views
 from trellis.pipelines.image_preparation import preprocess_image, views_to_tensor
 from trellis.pipelines.noise import latent_noise, structure_noise
@@ -45,7 +45,7 @@ REQUIRED_MODELS = (
 DECODERS = {"gaussian": "slat_decoder_gs", "mesh": "slat_decoder_mesh"}
 MODES = ("multidiffusion", "stochastic")
 CAMERA_FRAMES = ("first_view", "object")
-_FIXED = ("image_resolution", "camera_frame", "structure_candidates", "structure_thresholds")
+_FIXED = ("image_resolution", "camera_frame", "camera_readings", "structure_candidates", "structure_thresholds")
 
 
 class TrellisVGGTTo3DPipeline(Pipeline):
@@ -63,6 +63,8 @@ class TrellisVGGTTo3DPipeline(Pipeline):
         image_resolution: side in pixels of the prepared views.
         camera_frame: the world of estimated cameras. "first_view": the axes of the first camera, scale up to VGGT
             (published weights). "object": the object frame, z up, object within [-0.5, 0.5]^3.
+        camera_readings: how often VGGT reads the cameras, at most once with each view as the first, to make one reading
+            of them; more than 1 needs the object frame. See `trellis.pipelines.camera_readings`.
         structure_candidates: how many structures to choose from by default; see `sample_sparse_structure`.
         structure_thresholds: logits above which a voxel is taken, to choose from likewise; the first is the usual one.
         report: how the weights fitted.
@@ -80,6 +82,7 @@ class TrellisVGGTTo3DPipeline(Pipeline):
         slat_sampler_params: Mapping[str, Any] | None = None,
         image_resolution: int = 518,
         camera_frame: str = "first_view",
+        camera_readings: int = 1,
         structure_candidates: int = 1,
         structure_thresholds: Sequence[float] = (0.0,),
         report: LoadReport | None = None,
@@ -89,6 +92,11 @@ class TrellisVGGTTo3DPipeline(Pipeline):
             raise InputError(f"The pipeline lacks the network {absent[0]}.")
         if camera_frame not in CAMERA_FRAMES:
             raise InputError(f"camera_frame must be one of {', '.join(CAMERA_FRAMES)}, but is {camera_frame!r}.")
+        if camera_readings != 1 and camera_frame != "object":
+            raise InputError(
+                f"camera_readings must be 1 where camera_frame is {camera_frame!r}, but is {camera_readings}: "
+                "only readings in the object frame can be put together."
+            )
         for patch in (vggt.aggregator.patch_size, image_cond_model.patch_size):
             if image_resolution % patch:
                 raise InputError(f"image_resolution {image_resolution} is not a multiple of the patch size {patch}.")
@@ -99,6 +107,7 @@ class TrellisVGGTTo3DPipeline(Pipeline):
         self.slat_sampler_params = dict(slat_sampler_params or {})
         self.image_resolution = image_resolution
         self.camera_frame = camera_frame
+        self.camera_readings = camera_readings
         self.structure_candidates = structure_candidates
         self.structure_thresholds = tuple(structure_thresholds)
         self.report = report or LoadReport()
@@ -161,18 +170,20 @@ class TrellisVGGTTo3DPipeline(Pipeline):
 
         at_once: how many of them DINOv2 reads together, to spare memory; None for all.
         """
-        report = begin(callback, "cameras", 3)
+        views = self._views(images)
+        report = begin(callback, "cameras", steps_of_reading(len(views), self.camera_readings))
         conditioners = self.models["sparse_structure_vggt_cond"], self.models["slat_vggt_cond"]
-        return read_views(self._views(images), self.vggt, self.image_cond_model, *conditioners, report, at_once)
+        return read_views(
+            views, self.vggt, self.image_cond_model, *conditioners, report, at_once, self.camera_readings
+        )
 
     @torch.no_grad()
     def estimate_cameras(self, images: Sequence[Image.Image]) -> Cameras:
         """Cameras of prepared views, N = number of views, intrinsics for image_resolution x image_resolution.
 
-        Their world is the frame that `self.camera_frame` names. `get_cond` returns the same ones without a second pass.
+        Their world is the frame that `self.camera_frame` names. `get_cond` returns the same ones.
         """
-        views = self._views(images)
-        return read_cameras(aggregate(views, self.vggt), self.vggt, views.shape[-2:])
+        return read_together(self._views(images), self.vggt, readings=self.camera_readings)[1]
 
     def outlines(self, images: Sequence[Image.Image], cameras: Cameras) -> Outlines | None:
         """What prepared views say of a structure; None if these networks do not place them around the object."""
