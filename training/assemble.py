@@ -71,7 +71,7 @@ def assemble(runs: Path, out: Path, tiny: bool = False) -> None:
             **{key: stems[key] for key in EXTRA},
             "image_resolution": sizes(tiny).image_size,
             "camera_frame": "object",
-            "camera_readings": 4,
+            "camera_readings": 8,
             "structure_thresholds": [-0.6, -0.2, -1.0, -1.4],
         },
     }

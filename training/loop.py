@@ -51,6 +51,7 @@ def parser(
         default=[],
         help="folders of runs, or assembled checkpoints, whose weights to start from; the first that has them counts",
     )
+    p.add_argument("--sizes", type=json.loads, metavar="JSON", help="other arguments of networks, by their names")
     p.add_argument("--tiny", action="store_true", help="shrunken networks and data, for a test on a CPU")
     p.add_argument("--batch-scale", type=float, help="multiply every batch size, for smaller or larger devices")
     p.add_argument("--objects", type=int, help="use only the first so many objects")
@@ -72,7 +73,7 @@ class Run:
         self.started = time.monotonic()
         self.peers = Peers(torch.device(args.device))
         self.device = self.peers.device
-        self.sizes: Sizes = sizes(args.tiny)
+        self.sizes: Sizes = sizes(args.tiny, args.sizes)
         torch.manual_seed(args.seed)
         torch.set_float32_matmul_precision("high")
         # cuDNN's attention plans anew for every length, which takes longer than the attention itself.
@@ -84,6 +85,7 @@ class Run:
         self.step = 0
         self.losses: list[Tensor] = []  # of the latest steps, one row for each
         self.names: list[str] = []  # of the losses
+        self.shown: dict[str, float] = {}  # their latest means
         self.folder = args.out / name
         self.folder.mkdir(parents=True, exist_ok=True)
 
@@ -214,10 +216,10 @@ class Run:
 
     def _log(self) -> None:
         means = torch.stack(self.losses[-200:]).nanmean(0).tolist() if self.losses else []
-        self.losses = []
+        self.losses, self.shown = [], dict(zip(self.names, means, strict=False))
         if self.peers.rank:
             return
-        text = " ".join(f"{k} {v:.4f}" for k, v in zip(self.names, means, strict=False))
+        text = " ".join(f"{k} {v:.4f}" for k, v in self.shown.items())
         rate = self.step / max(time.monotonic() - self.loop_started, 1e-6)
         print(f"[{self.name}] {self.progress():.0%} step {self.step} ({rate:.1f}/s) {text}", flush=True)
 
@@ -247,7 +249,7 @@ class Run:
         state |= {f"momentum/{k}": momenta[p].clone() for k, p in self.networks.named_parameters() if p in momenta}
         save_file(state, self.folder / "resume.safetensors")
         seconds = time.monotonic() - self.started
-        (self.folder / "run.json").write_text(json.dumps({"step": self.step, "seconds": seconds}))
+        (self.folder / "run.json").write_text(json.dumps({"step": self.step, "seconds": seconds, "shown": self.shown}))
 
     def _resume(self) -> None:
         path = self.folder / "resume.safetensors"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from training.data.voxels import FEATURES as VOXEL_FEATURES
@@ -137,8 +138,16 @@ class Sizes:
     batch_scale: float  # multiplies every script's batch
 
 
-def sizes(tiny: bool = False) -> Sizes:
-    """`MINI`, or the same networks shrunk to a few thousand weights at 56 px and 8^3 voxels."""
+def sizes(tiny: bool = False, changes: Mapping[str, Mapping] | None = None) -> Sizes:
+    """`MINI`, or the same networks shrunk to a few thousand weights at 56 px and 8^3 voxels; `changes`: arguments of
+    networks that are to be others, by the networks' names."""
+    chosen = _chosen(tiny)
+    for name, arguments in (changes or {}).items():
+        chosen.networks[name].update(arguments)
+    return chosen
+
+
+def _chosen(tiny: bool) -> Sizes:
     networks = copy.deepcopy(MINI)
     if not tiny:
         return Sizes(networks, 168, RESOLUTION, 49152, 28, 256, 1.0)

@@ -138,7 +138,7 @@ def ending(error: BaseException | None) -> str:
     if isinstance(error, Cancelled):
         return stopped("Cancelled", [])
     if isinstance(error, Removed):
-        return stopped("Photos and models removed", [str(error)])
+        return stopped("Away for too long", [str(error)])
     if isinstance(error, InputError):
         return stopped("That did not work", sentences_of(error))
     if isinstance(error, JobError):

@@ -96,7 +96,7 @@ def _begin_again(sessions: Sessions) -> Callable[..., str]:
 def _say_removed(session: Session, keep: float) -> None:
     """Say on each page why it is empty, until something else is done there."""
     away = f"This page was away for more than {fragments.span(keep)}, or the server was started anew"
-    removed = fragments.Removed(f"{away}: please add the photos again.")
+    removed = fragments.Removed(f"{away}. What was on it has been removed: please add the photos again.")
     with session.lock:
         if not session.busy:
             session.works |= {work: refused(removed) for work in (RECONSTRUCTION, REFINEMENT, COMPARISON)}

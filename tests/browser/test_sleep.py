@@ -133,7 +133,7 @@ def test_a_short_sleep_loses_nothing_and_a_long_one_says_so(browser, line, serve
     _wait_until_gone(folder)
     line.mend()
     page.reload(timeout=WAIT)  # as browsers do with tabs that they had put away
-    page.wait_for_selector("#status >> text=Photos and models removed", timeout=WAIT)
+    page.wait_for_selector("#status >> text=Away for too long", timeout=WAIT)
     page.errors.clear()
     close_page(page)
     for folder in _folders(server_folder) - before:

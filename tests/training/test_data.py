@@ -18,7 +18,7 @@ from training.data.procedural import _surface, random_solid
 from training.data.scenes import cut_out, random_views, render
 from training.data.surface import SurfaceCache
 from training.data.voxels import FEATURES, corner_targets, occupancy, voxelise
-from training.metrics import align_similarity, grid_f1, grid_iou, relative_rotation_errors
+from training.metrics import align_similarity, chamfer_and_f_score, grid_f1, grid_iou, relative_rotation_errors
 
 RADIUS = 0.49  # the library scales the longest side to 2 * HALF_SIDE
 
@@ -164,6 +164,16 @@ def test_metrics_on_known_cases():
     c, s = math.cos(0.1), math.sin(0.1)
     source = 1.05 * target @ np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]]).T + 0.03
     assert np.abs(align_similarity(source, target) - target).max() < 1e-6
+    assert np.abs(align_similarity(source, target, matches=100) - target).max() < 1e-6
+
+
+def test_chamfer_is_the_distance_of_surfaces_and_not_of_samples():
+    rng = np.random.default_rng(0)
+    plane, again = (np.c_[rng.random((40_000, 2)), np.zeros(40_000)] for _ in range(2))
+    distance, score = chamfer_and_f_score(plane, again + [0, 0, 0.04], radius=0.05, queries=2_000)
+    assert distance == pytest.approx(0.04, rel=0.01) and score == 1
+    assert chamfer_and_f_score(plane, again, queries=2_000)[0] < 0.003
+    assert chamfer_and_f_score(plane, again + [0, 0, 0.06], radius=0.05, queries=2_000)[1] == 0
 
 
 def test_a_packed_file_takes_solids_and_unions_of_what_it_holds(tmp_path):

@@ -11,7 +11,7 @@ from packed_data import encoded, write_pack
 from PIL import Image
 from safetensors.torch import load_file
 
-from training import camera_head, image_encoder, latent_flow, latent_vae, structure_flow, structure_vae, vggt
+from training import camera_head, image_encoder, latent_flow, latent_vae, structure_flow, structure_vae, sweep, vggt
 from training.assemble import assemble, keep_encoders, take_apart
 from training.data.packed import PackedMesh
 from training.data.procedural import random_solid
@@ -126,6 +126,26 @@ def test_vggt_goes_on_with_the_structure_of_a_checkpoint(data, runs, tmp_path, c
         for network in ("cond", "flow"):
             assert f"{network} starts from {came_from}" in capsys.readouterr().out.replace("\n[", "\n") or True
 
+
+
+def test_candidates_for_sizes_are_trained_side_by_side(data, runs, tmp_path, capsys, monkeypatch):
+    assemble(runs, tmp_path / "mini", tiny=True)
+    keep_encoders(runs, tmp_path / "encoders")
+    candidates = {"as it is": {}, "wider": {"ss_flow": {"model_channels": 48}}, "impossible": {"ss_flow": {"depth": 1}}}
+    monkeypatch.setattr(sweep, "CANDIDATES", {"structure_flow": candidates})
+    monkeypatch.setattr(sweep, "cost", lambda script, changes, tiny: (len(changes), 0.5))
+    sweep.main([
+        "--scripts", "structure_flow", "--data", str(data), "--out", str(tmp_path / "sweep"), "--cards", "2",
+        "--init", str(tmp_path / "mini"), str(tmp_path / "encoders"),
+        "--also", "--tiny", "--device", "cpu", "--steps", "2",
+    ])  # fmt: skip
+    printed = capsys.readouterr().out
+    for title in ("as it is", "wider"):
+        (line,) = (line for line in printed.splitlines() if line.strip().startswith(title))
+        assert "steps 2" in line and "later IoU" in line
+    assert "structure_flow, impossible: Command" in printed
+    wider = load_file(tmp_path / "sweep" / "structure_flow" / "wider" / "structure_flow" / "flow.safetensors")
+    assert wider["out_layer.weight"].shape[1] == 48
 
 
 def test_the_camera_head_can_be_trained_alone(data, runs, tmp_path):
