@@ -54,7 +54,10 @@ def assemble(runs: Path, out: Path, tiny: bool = False) -> None:
     for key, (stem, name, run, network, settings) in {**PARTS, **EXTRA}.items():
         config = {"name": name, "args": networks[settings]}
         (out / "ckpts" / f"{stem}.json").write_text(json.dumps(config, indent=2) + "\n")
-        save_file(quantise(load_file(runs / run / f"{network}.safetensors")), out / "ckpts" / f"{stem}.safetensors")
+        weights = runs / run / f"{network}.safetensors"
+        if run == "structure_flow" and not weights.exists():
+            weights = runs / "vggt" / weights.name  # whose script trains the structure's networks along
+        save_file(quantise(load_file(weights)), out / "ckpts" / f"{stem}.safetensors")
         stems[key] = f"ckpts/{stem}"
 
     def sampler(params: dict) -> dict:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from training.data.packed import PackedMesh
 from training.data.procedural import random_solid
 from training.vggt import camera_losses
 from trellis.pipelines import TrellisVGGTTo3DPipeline
+from trellis.pipelines.quantisation import quantise
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +57,18 @@ def test_the_assembled_checkpoint_runs_from_photographs_to_splats_and_mesh(runs,
     outputs = pipeline.decode_slat(slat, ["gaussian", "mesh"])
     assert len(outputs["gaussian"][0]) == 3 * 32
     assert torch.isfinite(outputs["gaussian"][0].get_xyz).all()
+
+
+def test_the_structure_may_be_what_was_trained_along_with_vggt(runs, tmp_path):
+    some = tmp_path / "runs"
+    shutil.copytree(runs, some, ignore=shutil.ignore_patterns("structure_flow"))
+    for folder in (runs, some):
+        assemble(folder, tmp_path / folder.parent.name, tiny=True)
+    with_it, without = (load_file(tmp_path / f.parent.name / "ckpts" / "ss_flow.safetensors") for f in (runs, some))
+    assert with_it.keys() == without.keys()
+    trained_along = quantise(load_file(runs / "vggt" / "flow.safetensors"))
+    assert all(torch.equal(without[name], trained_along[name]) for name in trained_along)
+    assert any(not torch.equal(without[name], with_it[name]) for name in without)
 
 
 def test_a_run_is_deterministic(data, tmp_path):
