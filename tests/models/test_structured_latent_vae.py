@@ -184,6 +184,20 @@ def test_mesh_grid_follows_the_number_of_upsamples():
     assert raw.coords[:, 1:].max() < 16
 
 
+def test_a_bias_of_the_distances_moves_the_surface_by_as_many_cells():
+    cells = torch.cartesian_prod(*[torch.arange(16)] * 3)
+    corners = cells[:, None] + torch.tensor([[k & 1, k >> 1 & 1, k >> 2 & 1] for k in range(8)])
+    feats = torch.zeros(len(cells), 101)
+    feats[:, :8] = (corners - 8.0).norm(dim=-1) - 5  # a ball
+    raw = SparseTensor(feats, torch.cat([torch.zeros(len(cells), 1), cells], 1).int())
+    for config, radius in (({}, 5 + 1 / 16), ({"sdf_bias": 0.0}, 5), ({"sdf_bias": 0.5}, 4.5)):
+        model = SLatMeshDecoder(
+            **SMALL, representation_config={"use_color": True, **config}, num_upsamples=1, num_groups=3
+        )
+        (mesh,) = model.to_representation(raw)
+        assert (16 * mesh.vertices.norm(dim=1)).mean() == pytest.approx(radius, abs=0.06)
+
+
 def test_fields_hold_all_raw_channels():
     model = make("gaussian")
     fields = model.decode_fields(model.decode_raw(batch(4)))

@@ -59,7 +59,8 @@ class SLatMeshDecoder(SparseTransformerBase):
         model_channels: width of the transformer; block k of the upsampling has 1/4, 1/8, ... of it.
         latent_channels: width of the latent.
         num_blocks: transformer blocks.
-        representation_config: `use_color`, whether corners carry colour and normal.
+        representation_config: `use_color`, whether corners carry colour and normal; `sdf_bias`, what is added to signed
+            distances, in cells, if not what published decoders expect.
         num_upsamples: subdivisions of the grid.
         num_groups: groups of the norms in the upsampling; divides the widths of its blocks.
         use_fp16: run the torso in float16; input and output stay float32.
@@ -120,8 +121,10 @@ class SLatMeshDecoder(SparseTransformerBase):
         """One mesh for each sample of the batch; `raw` is from `decode_raw`."""
         from ...representations.flexicubes import cubes_to_mesh
 
+        bias = self.rep_config.get("sdf_bias")
         return [
-            cubes_to_mesh(raw.coords[rows, 1:], raw.feats[rows], self.output_resolution) for rows in raw.layout
+            cubes_to_mesh(raw.coords[rows, 1:], raw.feats[rows], self.output_resolution, sdf_bias=bias)
+            for rows in raw.layout
         ]
 
     def forward(self, x: SparseTensor) -> list[MeshExtractResult]:
