@@ -108,7 +108,7 @@ MINI: dict[str, dict] = {
         "num_heads": 4,
         "attn_mode": "swin",
         "window_size": 8,
-        # Training gives open sheets a body of 0.35 cells on either side (`corner_targets`). Most of it is taken back here;
+        # Training gives open sheets a body of 0.35 cells on either side (`corner_targets`). Most of it is taken back;
         # with all of it, thin legs and walls break.
         "representation_config": {"use_color": True, "sdf_bias": 0.25},
     },
