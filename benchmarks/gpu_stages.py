@@ -31,14 +31,7 @@ PLAIN = {
     "attention": "sdpa", "sparse_convolution": "torch", "norms": "torch", "feed_forward": "torch",
     "launching": "stream",
 }  # fmt: skip
-# By title: backends that a GPU may prefer, and for dense tokens also steps replayed as one graph with either kind.
-SPARSE = {"feed_forward by cublaslt": {"feed_forward": "cublaslt"}}
-DENSE = {
-    "attention by cudnn": {"attention": "cudnn"},
-    **SPARSE,
-    "as one graph": {"launching": "cuda-graph", "attention": "cudnn", "feed_forward": "cublaslt"},
-    "as one graph, backends as they are": {"launching": "cuda-graph"},
-}
+DENSE = {"attention by cudnn": {"attention": "cudnn"}}  # by title, what a GPU may prefer for dense tokens
 
 KEYS = ("vggt", "structure", "latent", "gaussians", "mesh", "surface")
 
@@ -112,7 +105,7 @@ def stages(
     known = models["sparse_structure_vggt_cond"].multiview_cond_tokens.shape[1]
     tokens = 1 + pipeline.image_cond_model.num_register_tokens
     tokens += (pipeline.image_resolution // pipeline.image_cond_model.patch_size) ** 2
-    cond = draw(1, known, width)
+    cond = draw(1, known, models["sparse_structure_flow_model"].cond_channels)
     view_conds = [draw(1, tokens, width) for _ in range(views)]
     slat = SparseTensor(draw(len(coords), pipeline.slat_mean.shape[1]), coords.to(device))
     decoder = models.get("slat_decoder_mesh")
@@ -168,14 +161,12 @@ def stages(
               ("sparse_structure_flow_model",), structure_step,
               {"conditions together" if not batched else "conditions apart": lambda: our_structure(not batched)},
               DENSE),
-        Stage("latent", f"latent, {latent['steps']} steps", our_latent, plain_latent, ("slat_flow_model",),
-              choices=SPARSE),
+        Stage("latent", f"latent, {latent['steps']} steps", our_latent, plain_latent, ("slat_flow_model",)),
     ]  # fmt: skip
     if "slat_decoder_gs" in models:
-        found.append(Stage("gaussians", "Gaussian decode", gaussians, gaussians, ("slat_decoder_gs",), choices=SPARSE))
+        found.append(Stage("gaussians", "Gaussian decode", gaussians, gaussians, ("slat_decoder_gs",)))
     if decoder is not None:
-        found.append(Stage("mesh", "mesh network", mesh_network, mesh_network, ("slat_decoder_mesh",),
-                           choices=SPARSE))
+        found.append(Stage("mesh", "mesh network", mesh_network, mesh_network, ("slat_decoder_mesh",)))
         found.append(Stage("surface", "FlexiCubes", surface, surface, ("slat_decoder_mesh",)))
     return found
 
