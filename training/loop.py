@@ -9,6 +9,7 @@ import argparse
 import json
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -30,6 +31,8 @@ from trellis.modules.sparse.transformer import ModulatedSparseTransformerCrossBl
 from trellis.modules.transformer import TransformerCrossBlock
 from trellis.modules.vit import Block
 from trellis.pipelines.quantisation import dequantise
+
+SHOWN = 200  # latest steps whose mean losses are printed
 
 
 def parser(
@@ -83,7 +86,7 @@ class Run:
         self.networks = nn.ModuleDict()
         self.average: dict[str, Tensor] = {}
         self.step = 0
-        self.losses: list[Tensor] = []  # of the latest steps, one row for each
+        self.losses: deque[Tensor] = deque(maxlen=SHOWN)  # of the latest steps, one row for each
         self.names: list[str] = []  # of the losses
         self.shown: dict[str, float] = {}  # their latest means
         self.folder = args.out / name
@@ -215,8 +218,8 @@ class Run:
         torch._foreach_lerp_([self.average[k] for k in state], list(state.values()), 1 - decay)
 
     def _log(self) -> None:
-        means = torch.stack(self.losses[-200:]).nanmean(0).tolist() if self.losses else []
-        self.losses, self.shown = [], dict(zip(self.names, means, strict=False))
+        means = torch.stack(list(self.losses)).nanmean(0).tolist() if self.losses else []
+        self.shown = dict(zip(self.names, means, strict=False))
         if self.peers.rank:
             return
         text = " ".join(f"{k} {v:.4f}" for k, v in self.shown.items())

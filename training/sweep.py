@@ -44,7 +44,7 @@ CANDIDATES: dict[str, dict[str, Changes]] = {
         "8 blocks of 384 (shipped)": {},
         "4 blocks of 512": {"ss_flow": {"num_blocks": 4, "model_channels": 512, "num_heads": 8}},
         "11 blocks of 320": {"ss_flow": {"num_blocks": 11, "model_channels": 320, "num_heads": 5}},
-        "17 blocks of 256": {"ss_flow": {"num_blocks": 17, "model_channels": 256, "num_heads": 4}},
+        "8 blocks of 384 once more": {},  # how far apart two seeds are
         "128 condition tokens": {"ss_cond": {"num_init_tokens": 128}},
         "512 condition tokens": {"ss_cond": {"num_init_tokens": 512}},
         "condition of 128 channels": {
@@ -136,12 +136,14 @@ def cost(script: str, changes: Changes, tiny: bool = False) -> tuple[float, floa
     return sum(p.numel() for network in networks for p in network.parameters()) / 1e6, statistics.median(seconds)
 
 
-def train(script: str, changes: Changes, folder: Path, options: argparse.Namespace, card: int) -> dict[str, float]:
+def train(
+    script: str, changes: Changes, seed: int, folder: Path, options: argparse.Namespace, card: int
+) -> dict[str, float]:
     """Run a script with a candidate's sizes on one card; what it showed at the end, and its steps."""
     take_apart(options.init, folder)
     command = [
         sys.executable, "-m", f"training.{script}", "--data", str(options.data), "--out", str(folder),
-        "--minutes", str(options.minutes), "--sizes", json.dumps(changes), *options.also,
+        "--minutes", str(options.minutes), "--seed", str(seed), "--sizes", json.dumps(changes), *options.also,
     ]  # fmt: skip
     (folder / script).mkdir(exist_ok=True)
     with (folder / f"{script}.log").open("w") as log:
@@ -173,12 +175,12 @@ def main(argv: list[str] | None = None) -> None:
         for card in range(options.cards):
             free.put(card)
 
-        def one(script: str, title: str, changes: Changes) -> None:
+        def one(script: str, seed: int, title: str, changes: Changes) -> None:
             card = free.get()
             try:
                 folder = options.out / script / "".join(c if c.isalnum() else "-" for c in title)
                 folder.mkdir(parents=True, exist_ok=True)
-                trained[script, title] = train(script, changes, folder, options, card)
+                trained[script, title] = train(script, changes, seed, folder, options, card)
             except (OSError, subprocess.CalledProcessError) as error:
                 print(f"{script}, {title}: {error}", flush=True)
             finally:
@@ -186,8 +188,8 @@ def main(argv: list[str] | None = None) -> None:
 
         with ThreadPoolExecutor(options.cards) as pool:
             for script in options.scripts:
-                for title, changes in CANDIDATES[script].items():
-                    pool.submit(one, script, title, changes)
+                for seed, (title, changes) in enumerate(CANDIDATES[script].items()):
+                    pool.submit(one, script, seed, title, changes)
     for script in options.scripts:
         print(f"\n{script}")
         for title, changes in CANDIDATES[script].items():
