@@ -81,7 +81,7 @@ def test_photographs_may_be_laid_over_the_splats_colours(first, engine, quick, c
     assert np.array_equal(ply[0].vertices, ply[1].vertices)
     assert splats.gaussian.read_bytes() != first[0].gaussian.read_bytes(), "the splats wear them too"
     assert painted.sum() > 0.2 * both.sum()  # few of the random surface's triangles face the camera
-    assert apart[1][painted].mean() < 0.5 * apart[0][painted].mean()
+    assert apart[1][painted].mean() < 0.6 * apart[0][painted].mean()
     assert apart[1][both].mean() < apart[0][both].mean()
 
 

@@ -230,6 +230,10 @@ def test_a_broken_camera_is_refused_in_one_sentence(tmp_path, change, sentence):
         job_from_json(body)
 
 
+def test_a_pose_may_be_rounded():
+    assert camera_of_frame({**GOOD, **broken(3, 0, 4e-17)}, "It").pose[3] == (4e-17, 0.0, 0.0, 1.0)
+
+
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [

@@ -6,6 +6,7 @@ by itself in some versions and not in others; this asks for it.
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -32,7 +33,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def self_test(device: Any) -> None:
-    """Run cuDNN's kernel alone, which is an error where it cannot be had."""
+    """Run cuDNN's kernel alone, which is an error where it cannot be had or, in older versions of torch, come first."""
+    if "set_priority" not in inspect.signature(sdpa_kernel).parameters:
+        raise RuntimeError(f"torch {torch.__version__} cannot be asked to prefer it")
     q = torch.zeros(1, 1, 64, 64, dtype=torch.float16, device=device)
     with torch.no_grad(), sdpa_kernel([SDPBackend.CUDNN_ATTENTION]):
         F.scaled_dot_product_attention(q, q, q)

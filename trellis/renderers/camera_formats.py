@@ -35,6 +35,7 @@ def to_transforms(cameras: Cameras, file_paths: Sequence[str], frame: Frame = "g
     """
     _check_names(cameras, file_paths, "image path")
     to_world = _world_change(frame) @ torch.linalg.inv(cameras.extrinsics.detach().double().cpu()) @ _flip_yz()
+    to_world[:, 3] = torch.tensor([0.0, 0.0, 0.0, 1.0])  # an inverse rounds, in some versions of torch here, too
     intrinsics = [_intrinsics_record(cameras, i) for i in range(len(cameras))]
     shared = all(record == intrinsics[0] for record in intrinsics)
     frames = [

@@ -141,6 +141,8 @@ def _dual_vertices(topology: Topology, along: Tensor, beta: Tensor | None, value
     ends = torch.nn.functional.one_hot(edges, 8).to(along.dtype)  # [12, 2, 8]
     share = (along * weights[..., None]).flatten(1) @ ends.flatten(0, 1)  # [V, 8]
     corners = topology.cube_corners[topology.vertex_cube]
+    if share.requires_grad and not values.requires_grad:  # which torch 2.4 refuses
+        values = values.detach().requires_grad_()
     return embedding_bag(corners, values, mode="sum", per_sample_weights=share)
 
 
