@@ -3,11 +3,11 @@
     python -m training.evaluate --split validation --views 1 2 4 8 --out evaluation
 
 For each object, photographs without cameras go through the whole pipeline, and the result is compared with the object:
-cameras, voxels of the structure, the mesh's surface (cells of 64^3, 32^3 and 16^3 grids that it touches; Chamfer and
-F-score after similarity alignment) and renders from 8 unseen cameras on black, of the splats and of the GLB that the
-studio would write: against the object's colours without light, and, where photographs gave the colours ("lit"), under
-the light of the photographs. Prints medians; writes for each number of views `table-<n>.csv` and `contact-<n>.jpg`: the
-views, then the GLB, the truth and our normals from three of the unseen cameras.
+cameras, voxels of the structure, the surface of the GLB that the studio would write (cells of 64^3, 32^3 and 16^3 grids
+that it touches; after similarity alignment those of 64^3 again, Chamfer and F-score) and renders from 8 unseen cameras
+on black, of the splats and of the GLB: against the object's colours without light, and, where photographs gave the
+colours ("lit"), under the light of the photographs. Prints medians; writes for each number of views `table-<n>.csv` and
+`contact-<n>.jpg`: the views, then the GLB, the truth and our normals from three of the unseen cameras.
 """
 
 from __future__ import annotations
@@ -110,7 +110,8 @@ def evaluate_object(
     true_rotation = scene.extrinsics[:, :3, :3]
 
     truth = surface_points(instances.vertices, instances.triangles, 120_000, generator)
-    ours = surface_points(mesh.vertices.detach(), mesh.faces, 120_000, generator)
+    surface = torch.from_numpy(asset.vertices), torch.from_numpy(asset.faces).long()
+    ours = surface_points(*surface, 120_000, generator)
     row = {**seconds, "voxels": len(coords)}
     row["absolute rotation"] = rotation_angle_degrees(cameras.rotations, true_rotation).median().item()
     if views > 1:
@@ -124,6 +125,7 @@ def evaluate_object(
         row[f"IoU {resolution}"] = grid_iou(occupancy_grid(ours, resolution), occupancy_grid(truth, resolution))
     row["F1 within a voxel"] = grid_f1(occupancy_grid(ours, 64), occupancy_grid(truth, 64))
     aligned = align_similarity(ours.numpy(), truth.numpy())
+    row["aligned IoU 64"] = grid_iou(occupancy_grid(torch.from_numpy(aligned), 64), occupancy_grid(truth, 64))
     row["Chamfer"], row["F-score 0.05"] = chamfer_and_f_score(aligned, truth.numpy())
 
     unseen = unseen_views(instances, 224)
@@ -147,9 +149,7 @@ def evaluate_object(
             scores[f"lit PSNR of {of}"].append(psnr(picture, truth_lit))
             scores[f"lit SSIM of {of}"].append(ssim(picture, truth_lit))
         if k in (0, 3, 5):
-            normals = mesh_raster.render_mesh(
-                mesh.vertices.detach(), mesh.faces, None, seen_from, k, antialiased=False, normals=True
-            )["normals"]
+            normals = mesh_raster.render_mesh(*surface, None, seen_from, k, antialiased=False, normals=True)["normals"]
             tiles += [_tile(glb), _tile(truth_unlit), _tile(normals.clamp(0, 1).numpy())]
     row |= {name: float(np.median(values)) for name, values in scores.items()}
     inputs = [np.asarray(image.convert("RGB").resize((TILE, TILE))) for image in images[:4]]
