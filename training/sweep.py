@@ -82,7 +82,7 @@ CANDIDATES: dict[str, dict[str, Changes]] = {
 VIEWS = 4
 VOXELS = 2300  # of a usual surface at 32^3
 STEPS = 2  # of either sampler, by default
-REPEATS = 5
+REPEATS = 15
 
 
 def stage(script: str, changes: Changes, tiny: bool = False) -> tuple[list[nn.Module], Callable[[], object]]:
