@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from trellis.renderers.cameras import Cameras
 
 _MAX_SIDE = 100_000  # pixels
-_RIGID = 1e-3  # how far axes may be from unit length and right angles, and the last row from 0, 0, 0, 1
+_RIGID = 1e-3  # how far axes may be from unit length and right angles
+_ROUNDING = 1e-9  # of the last row of a pose
 _NARROWEST, _WIDEST = 1.0, 170.0  # degrees of a field of view
 _FARTHEST_CENTER = 100.0  # sides of the picture
 FARTHEST = 1000.0
@@ -159,12 +160,13 @@ def pose_of(frame: Mapping[str, Any], who: str, farthest: float = FARTHEST) -> t
     if not numbers or not all(abs(value) <= farthest for value in values):  # what is not a number is no less, either
         raise InputError(f"{who} has a transform_matrix with something in it that is no number, or too large.")
     pose = np.array(matrix, dtype=np.float64)
-    turn, last = pose[:3, :3], pose[3] - (0, 0, 0, 1)
-    if max(np.abs(turn @ turn.T - np.eye(3)).max(), np.abs(last).max()) > _RIGID or np.linalg.det(turn) < 0:
+    turn, rounding = pose[:3, :3], np.abs(pose[3] - (0, 0, 0, 1)).max()  # an inverse may have been computed
+    if np.abs(turn @ turn.T - np.eye(3)).max() > _RIGID or np.linalg.det(turn) < 0 or rounding > _ROUNDING:
         raise InputError(
             f"{who} has a transform_matrix that is no rigid motion: its axes must be unit vectors at right angles, "
             "right-handed, and its last row 0, 0, 0, 1."
         )
+    pose[3] = 0, 0, 0, 1
     return tuple(tuple(float(value) for value in row) for row in pose)
 
 

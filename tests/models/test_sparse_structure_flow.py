@@ -3,7 +3,7 @@
 import pytest
 import torch
 from golden_io import assert_close, assert_matches_manifest, load_golden, load_manifest
-from packaging.version import parse
+from torch_versions import needs_torch
 
 from trellis.models import SparseStructureFlowModel
 from trellis.modules.attention import CondCache, ConstantContext, ZeroCondition, stack_conditions
@@ -180,7 +180,7 @@ def test_float16_torso_stays_close(golden):
     assert_close(unguided, golden.outputs["zero_cond"], atol=2e-2)
 
 
-@pytest.mark.skipif(parse(torch.__version__) < parse("2.6"), reason="older compilers know no unions of sets")
+@needs_torch("2.6", "older compilers know no unions of sets")
 def test_compiles_without_graph_breaks():
     model = small_model().requires_grad_(False)
     x, t, cond = small_inputs()

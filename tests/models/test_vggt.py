@@ -3,7 +3,7 @@
 import pytest
 import torch
 from golden_io import assert_close, assert_matches_manifest, load_golden, load_manifest
-from packaging.version import parse
+from torch_versions import needs_torch
 
 from trellis.errors import InputError
 from trellis.models.vggt import VGGT, Aggregator, CameraHead, DPTHead
@@ -247,7 +247,7 @@ class TestVGGT:
         assert out["points"].dtype == small_vggt.dtype == torch.bfloat16
         assert out["points"].isfinite().all()
 
-    @pytest.mark.skipif(parse(torch.__version__) < parse("2.6"), reason="older compilers know no unions of sets")
+    @needs_torch("2.6", "older compilers know no unions of sets")
     def test_compiles_into_one_graph(self, small_vggt):
         images = torch.rand(1, 2, 3, 56, 42)
         with torch.no_grad():

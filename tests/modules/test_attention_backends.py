@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from kernel_devices import on_gpu
-from packaging.version import parse
 from torch.nn.attention import SDPBackend
+from torch_versions import needs_torch
 
 from trellis.modules import attention_cudnn, attention_sdpa
 
@@ -16,7 +16,7 @@ def draw(dtype: torch.dtype, device: str) -> list[torch.Tensor]:
     return [torch.randn(2, 3, n, 64, generator=generator).to(device, dtype) for n in (96, 160, 160)]
 
 
-@pytest.mark.skipif(parse(torch.__version__) < parse("2.6"), reason="older versions of torch have no order of kernels")
+@needs_torch("2.6", "older versions know no order of kernels")
 def test_cudnn_is_preferred_but_not_required(monkeypatch):
     asked = []
     kernel = attention_cudnn.sdpa_kernel

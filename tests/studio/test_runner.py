@@ -70,10 +70,9 @@ def test_photographs_may_be_laid_over_the_splats_colours(first, engine, quick, c
     splats = again(engine, quick, cache, tmp_path, texture_source="splats")
     assert set(splats.cached) == SAMPLING | {"mesh"}
     photo, *renders = (
-        np.asarray(Image.open(folder / name)) / 255
-        for folder, name in ((splats.folder, "views/000.png"), (splats.folder, "renders/000.png"),
-                             (first[0].folder, "renders/000.png"))
-    )  # fmt: skip
+        np.concatenate([np.asarray(Image.open(folder / f"00{view}.png")) / 255 for view in range(2)])
+        for folder in (splats.folder / "views", splats.folder / "renders", first[0].folder / "renders")
+    )
     both = (photo[..., 3] > 0.9) & (renders[0][..., 3] > 0.9)
     apart = [np.abs(photo - render)[..., :3].mean(axis=-1) for render in renders]
     painted = both & (np.abs(renders[0] - renders[1]).max(axis=-1) > 0.02)
@@ -81,7 +80,7 @@ def test_photographs_may_be_laid_over_the_splats_colours(first, engine, quick, c
     assert np.array_equal(ply[0].vertices, ply[1].vertices)
     assert splats.gaussian.read_bytes() != first[0].gaussian.read_bytes(), "the splats wear them too"
     assert painted.sum() > 0.2 * both.sum()  # few of the random surface's triangles face the camera
-    assert apart[1][painted].mean() < 0.6 * apart[0][painted].mean()
+    assert apart[1][painted].mean() < 0.5 * apart[0][painted].mean()
     assert apart[1][both].mean() < apart[0][both].mean()
 
 

@@ -9,15 +9,17 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
-from packaging.version import parse
 from packed_data import encoded, write_pack
 from safetensors.torch import load_file
+from torch_versions import needs_torch
 
 from training import structure_vae
 from training.data.packed import PackedMesh
 from training.data.procedural import random_solid
+
+# With torch 2.4 one of two processes sometimes waits for ever in the end of their group, as seen with py-spy.
+pytestmark = needs_torch("2.6", "a group of processes on a CPU that ends reliably")
 
 ROOT = Path(__file__).resolve().parents[2]
 MEETING = """
@@ -55,8 +57,6 @@ def test_weights_meet_in_the_middle_and_all_follow_the_first_ones_clock(tmp_path
     launch(str(tmp_path / "meeting.py"))
 
 
-# There the two wait for each other for ever; why was not looked for, as only training does it.
-@pytest.mark.skipif(parse(torch.__version__) < parse("2.6"), reason="training in two processes needs torch 2.6")
 def test_two_processes_train_one_network(tmp_path):
     solids = [random_solid(np.random.default_rng(seed)) for seed in range(2)]
     meshes = [PackedMesh(f"solid-{k}", v, uv, f, encoded(t), s) for k, (v, uv, f, t, s) in enumerate(solids)]
