@@ -30,6 +30,7 @@ from trellis.export.gltf import TexturedMesh
 from trellis.export.photographs import Photographs
 from trellis.export.pipeline import ExportOptions, simplified, textured
 from trellis.export.splat_colors import painted_splats
+from trellis.export.splat_places import laid_on_surface
 from trellis.export.surface import Surface, surface_of
 from trellis.modules.sparse import SparseTensor
 from trellis.pipelines.background import rembg_available
@@ -253,14 +254,15 @@ def paint(
     prepared: Sequence[PreparedView] = (),
     cameras: Cameras | None = None,
 ) -> Gaussian:
-    """The splats, with the colours of the views where those see the surface well if their `cameras` are given."""
+    """The splats; if `cameras` are given, laid on the surface, with the views' colours where those see it well."""
     total = 1 if cameras is None else len(cameras)
     report(0, total)
     if cameras is None:
         report(1, total)
         return gaussian
     photographs = Photographs.of([view.sharpest for view in prepared], cameras)
-    painted = painted_splats(gaussian, decoded, photographs, lambda done: report(done, total))
+    laid = laid_on_surface(gaussian, decoded)
+    painted = painted_splats(laid, decoded, photographs, lambda done: report(done, total))
     report(total, total, _portrait(painted))
     return painted
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
@@ -22,8 +23,8 @@ PARTS = {
     "sparse_structure_decoder": ("ss_dec", "SparseStructureDecoder", "structure_flow", "decoder", "ss_decoder"),
     "sparse_structure_flow_model": ("ss_flow", "SparseStructureFlowModel", "structure_flow", "flow", "ss_flow"),
     "sparse_structure_vggt_cond": ("ss_vggt_cond", "ModulatedMultiViewCond", "structure_flow", "cond", "ss_cond"),
-    "slat_decoder_gs": ("slat_dec_gs", "SLatGaussianDecoder", "latent_vae", "gs", "slat_decoder_gs"),
-    "slat_decoder_mesh": ("slat_dec_mesh", "SLatMeshDecoder", "latent_vae", "mesh", "slat_decoder_mesh"),
+    "slat_decoder_gs": ("slat_dec_gs", "SLatGaussianDecoder", "latent_flow", "gs", "slat_decoder_gs"),
+    "slat_decoder_mesh": ("slat_dec_mesh", "SLatMeshDecoder", "latent_flow", "mesh", "slat_decoder_mesh"),
     "slat_flow_model": ("slat_flow", "SLatFlowModel", "latent_flow", "flow", "slat_flow"),
     "slat_vggt_cond": ("slat_vggt_cond", "ModulatedSLATMultiViewCond", "latent_flow", "cond", "slat_cond"),
 }
@@ -32,10 +33,14 @@ EXTRA = {
     "image_cond_model": ("dinov2", "DinoVisionTransformer", "image_encoder", "dinov2", "dinov2"),
 }
 ENCODERS = {("structure_vae", "encoder"): "ss_enc", ("latent_vae", "encoder"): "slat_enc"}  # run, network: file stem
-# Run, network: file stem in a checkpoint's folder of weights. The structure's decoder begins with its autoencoder.
-STEMS = ENCODERS | {("structure_vae", "decoder"): "ss_dec"}
+# Run, network: file stem in a checkpoint's folder of weights. Decoders begin with their autoencoders.
+STEMS = ENCODERS | {
+    ("structure_vae", "decoder"): "ss_dec",
+    ("latent_vae", "gs"): "slat_dec_gs",
+    ("latent_vae", "mesh"): "slat_dec_mesh",
+}
 STEMS |= {(run, network): stem for stem, _, run, network, _ in {**PARTS, **EXTRA}.values()}
-FLOWS = "structure_flow", "latent_flow"  # runs whose networks no other script reads
+BEFORE = {"structure_flow": "vggt", "latent_flow": "latent_vae"}  # run: the one that trains some of its networks first
 # The structure's flow is trained to say in its first step, without guidance, what the views allow, and to go on from
 # there (training/LOG.md, runs 5 and 6).
 STRUCTURE_PARAMS = {
@@ -46,18 +51,40 @@ LATENT_PARAMS = {
 }
 
 
+# Opacities are trained to be the chance that something fills the voxel. What is shipped decides: opaque above this
+# chance, clear below it, for a surface that one sees through is none.
+FILLED, STEEPNESS = 0.2, 8.0
+
+
+def decided(representation: dict) -> dict:
+    """The configuration of a Gaussian decoder whose opacities fall steeply from 1 to 0 about the chance `FILLED`."""
+
+    def logit(share: float) -> float:
+        return math.log(share / (1 - share))
+
+    bias = STEEPNESS * (logit(representation["opacity_bias"]) - logit(FILLED))
+    lr = representation["lr"] | {"_opacity": STEEPNESS * representation["lr"]["_opacity"]}
+    return representation | {"lr": lr, "opacity_bias": 1 / (1 + math.exp(-bias))}
+
+
+def weights_file(runs: Path, run: str, network: str) -> Path:
+    """Where `runs` has the latest weights of a run's network."""
+    file = runs / run / f"{network}.safetensors"
+    return file if file.exists() or run not in BEFORE else runs / BEFORE[run] / file.name
+
+
 def assemble(runs: Path, out: Path, tiny: bool = False) -> None:
     """Write the averaged weights of `runs`, in 8 bits, to `out/ckpts`, and the configuration files beside them."""
     networks = sizes(tiny).networks
     (out / "ckpts").mkdir(parents=True, exist_ok=True)
     stems = {}
     for key, (stem, name, run, network, settings) in {**PARTS, **EXTRA}.items():
-        config = {"name": name, "args": networks[settings]}
+        arguments = networks[settings]
+        if key == "slat_decoder_gs":
+            arguments = arguments | {"representation_config": decided(arguments["representation_config"])}
+        config = {"name": name, "args": arguments}
         (out / "ckpts" / f"{stem}.json").write_text(json.dumps(config, indent=2) + "\n")
-        weights = runs / run / f"{network}.safetensors"
-        if run == "structure_flow" and not weights.exists():
-            weights = runs / "vggt" / weights.name  # whose script trains the structure's networks along
-        save_file(quantise(load_file(weights)), out / "ckpts" / f"{stem}.safetensors")
+        save_file(quantise(load_file(weights_file(runs, run, network))), out / "ckpts" / f"{stem}.safetensors")
         stems[key] = f"ckpts/{stem}"
 
     def sampler(params: dict) -> dict:
@@ -89,10 +116,12 @@ def keep_encoders(runs: Path, out: Path) -> None:
 
 
 def take_apart(folders: list[Path], runs: Path) -> None:
-    """Write to `runs` what the scripts read of each other, from the first of `folders` that has it: the autoencoders,
-    the image encoder and VGGT. The flows are left out; they start from an assembled checkpoint with `--init`."""
+    """Write to `runs` what the scripts read of each other, from the first of `folders` that has it: all but the
+    latent's flow, which starts from an assembled checkpoint with `--init`. The structure's networks lie with VGGT's,
+    whose script trains them along."""
     for (run, network), stem in STEMS.items():
-        if run not in FLOWS:
+        run = "vggt" if run == "structure_flow" else run
+        if run != "latent_flow":
             paths = [folder / "ckpts" / f"{stem}.safetensors" for folder in folders]
             weights = dequantise(load_file(next(path for path in paths if path.exists())))
             (runs / run).mkdir(parents=True, exist_ok=True)

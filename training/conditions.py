@@ -8,9 +8,16 @@ from torch import Tensor, nn
 
 from training.data.objects import Instances
 from training.data.scenes import TRAINING_AZIMUTHS, cut_out, degrade, random_views, render
+from training.data.voxels import above
 from training.image_encoder import image_tokens
 from training.loop import Run
-from trellis.models import VGGT, DinoVisionTransformer
+from trellis.models import (
+    VGGT,
+    DinoVisionTransformer,
+    ModulatedMultiViewCond,
+    SparseStructureDecoder,
+    SparseStructureFlowModel,
+)
 
 SIGMA_MIN = 1e-5
 DROP = 0.1  # share of samples trained without condition, for classifier-free guidance (Ho and Salimans 2022)
@@ -21,35 +28,74 @@ def image_encoder(run: Run) -> nn.Module:
     return run.frozen("image_encoder", "dinov2", DinoVisionTransformer(**run.sizes.networks["dinov2"]))
 
 
-class FrozenEncoders:
-    """The trained VGGT and image encoder of a run folder; VGGT's latest weights while it is still in training."""
+class Latest:
+    """A frozen network of a run folder that another script may be training meanwhile: always its latest weights."""
 
     LOOK_EVERY = 100  # calls
 
-    def __init__(self, run: Run):
-        self.run, self.calls = run, 0
-        self.file = run.weights_of("vggt", "vggt")
+    def __init__(self, run: Run, script: str, name: str, network: nn.Module):
+        self.calls = 0
+        self.file = run.weights_of(script, name)
         self.read_at = self.file.stat().st_mtime
-        self.vggt = run.frozen("vggt", "vggt", VGGT(**run.sizes.networks["vggt"]))
+        self.network = run.frozen(script, name, network)
+
+    def __call__(self) -> nn.Module:
+        self.calls += 1
+        if self.calls % self.LOOK_EVERY == 0 and (written := self.file.stat().st_mtime) != self.read_at:
+            self.network.load_state_dict(load_file(self.file))
+            self.read_at = written
+        return self.network
+
+
+class FrozenEncoders:
+    """The trained VGGT and image encoder of a run folder."""
+
+    def __init__(self, run: Run):
+        self.run = run
+        self.vggt = Latest(run, "vggt", "vggt", VGGT(**run.sizes.networks["vggt"]))
         self.dino = image_encoder(run)
 
     @torch.no_grad()
     def __call__(self, instances: Instances, per_scene: int) -> tuple[list[Tensor | None], Tensor]:
         """Render `per_scene` views of each instance and return the aggregator's token list [B, n, P, 2C] and the
         image tokens [B, n, P, D]."""
-        run = self.run
-        self.calls += 1
-        if self.calls % self.LOOK_EVERY == 0 and (written := self.file.stat().st_mtime) != self.read_at:
-            self.vggt.load_state_dict(load_file(self.file))
-            self.read_at = written
+        run, vggt = self.run, self.vggt()
         views = random_views(instances, per_scene, run.sizes.image_size, run.generator, **TRAINING_AZIMUTHS)
         rendering = render(run.library, instances, views, run.generator)
         images = degrade(cut_out(rendering, run.generator), run.generator)
         shape = (len(instances.objects), per_scene)
         with run.autocast():
-            tokens, _ = self.vggt.aggregator(images.unflatten(0, shape), keep=self.vggt.intermediate_layers)
+            tokens, _ = vggt.aggregator(images.unflatten(0, shape), keep=vggt.intermediate_layers)
             image_cond = image_tokens(self.dino, images)
         return tokens, image_cond.unflatten(0, shape)
+
+
+class FrozenStructure:
+    """The trained structure networks of a run folder, which guess the active voxels of a scene in one step."""
+
+    THRESHOLDS = -1.4, -0.2  # of the logits, drawn anew for each scene: the pipeline tries several, too
+
+    def __init__(self, run: Run):
+        self.run = run
+        sizes = run.sizes.networks
+        self.cond = Latest(run, "structure_flow", "cond", ModulatedMultiViewCond(**sizes["ss_cond"]))
+        self.flow = Latest(run, "structure_flow", "flow", SparseStructureFlowModel(**sizes["ss_flow"]))
+        self.decoder = Latest(run, "structure_flow", "decoder", SparseStructureDecoder(**sizes["ss_decoder"]))
+
+    @torch.no_grad()
+    def __call__(self, tokens: list[Tensor | None], image_cond: Tensor) -> Tensor:
+        """Tokens and image tokens of B scenes, from `FrozenEncoders`, to active voxels [B, 1, R, R, R] bool, at least
+        one of each scene."""
+        run, flow, count = self.run, self.flow(), len(image_cond)
+        shape = count, flow.in_channels, *[flow.resolution] * 3
+        noise = torch.randn(shape, generator=run.generator, device=run.device)
+        with run.autocast():
+            context = self.cond()(tokens, image_cond[:, :, 5:])
+            velocity = flow(noise, torch.full((count,), 1000.0, device=run.device), context)
+            logits = self.decoder()(noise - velocity.float()).float()
+        low, high = self.THRESHOLDS
+        share = torch.rand(count, 1, 1, 1, 1, generator=run.generator, device=run.device)
+        return above(logits, low + (high - low) * share)
 
 
 class ReadOut(nn.Module):
@@ -85,9 +131,9 @@ def noised(data: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     return (1 - t) * data + (SIGMA_MIN + (1 - SIGMA_MIN) * t) * noise, (1 - SIGMA_MIN) * noise - data
 
 
-def drop_mask(count: int, generator: torch.Generator, device: torch.device) -> Tensor:
-    """[count] float: 0 for samples that train without condition."""
-    return (torch.rand(count, generator=generator, device=device) >= DROP).float()
+def drop_mask(count: int, generator: torch.Generator, device: torch.device, share: float = DROP) -> Tensor:
+    """[count] float: 0 for the share of samples that train without condition."""
+    return (torch.rand(count, generator=generator, device=device) >= share).float()
 
 
 def count_parameters(*modules: nn.Module) -> float:

@@ -38,6 +38,7 @@ from training.metrics import (
 from trellis.export.photographs import Photographs
 from trellis.export.pipeline import export_mesh
 from trellis.export.splat_colors import painted_splats
+from trellis.export.splat_places import laid_on_surface
 from trellis.export.unlit import render_textured
 from trellis.pipelines import TrellisVGGTTo3DPipeline
 from trellis.renderers import gaussian_raster, mesh_raster
@@ -131,7 +132,7 @@ def evaluate_object(
     unseen = unseen_views(instances, 224)
     generator.set_state(light)  # the same light falls on the unseen views
     reference = render(library, instances, unseen, generator)
-    painted = gaussian if painters is None else painted_splats(gaussian, mesh, painters)
+    painted = gaussian if painters is None else painted_splats(laid_on_surface(gaussian, mesh), mesh, painters)
     seen_from, tiles = to_cameras(unseen), []
     scores: dict[str, list[float]] = defaultdict(list)
     for k in range(UNSEEN):

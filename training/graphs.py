@@ -18,8 +18,9 @@ Batch = dict[str, Any]
 class GraphedStep:
     """`step(batch) -> Tensor`, recorded once for each set of shapes and replayed from then on.
 
-    The step may neither wait for the device nor draw random numbers, and its batches hold tensors only. Its first
-    calls for new shapes run as they are, so that everything is compiled and every optimiser state exists.
+    The step may neither wait for the device nor draw random numbers, and its batches hold tensors only: batches with
+    anything else are not recorded. Its first calls for new shapes run as they are, so that everything is compiled and
+    every optimiser state exists.
     """
 
     WARM_UP = 3
@@ -31,6 +32,8 @@ class GraphedStep:
         self.pool = None
 
     def __call__(self, batch: Batch) -> Tensor:
+        if not all(isinstance(value, Tensor) for value in batch.values()):
+            return self.step(batch)
         key = tuple((name, value.shape) for name, value in batch.items())
         self.calls[key] += 1
         if self.calls[key] <= self.WARM_UP:

@@ -3,7 +3,8 @@
     python -m training.latent_vae --data objects.safetensors --out runs --minutes 7
 
 The decoders are supervised in 3D: Gaussians against the surface samples of their voxel, the mesh field against signed
-distance, colour and normal at the cube corners. Nothing is rendered.
+distance, colour and normal at the cube corners. Nothing is rendered. Active voxels are as rough as those of a sampled
+structure: a latent also says that nothing fills its voxel. `training.latent_flow` trains the decoders further.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from torch import Tensor
 
 from training.assemble import assembled_statistics
 from training.conditions import count_parameters
-from training.data.surface import SurfaceCache
-from training.data.voxels import VoxelBatch, corner_targets, voxelise
+from training.data.objects import Instances
+from training.data.surface import SurfaceCache, SurfaceSamples, misalign
+from training.data.voxels import CornerTargets, VoxelBatch, corner_targets, occupancy, rough_support, voxelise
 from training.graphs import Batch
 from training.loop import Run, parser
 from trellis.models import SLatEncoder, SLatGaussianDecoder, SLatMeshDecoder
@@ -30,34 +32,37 @@ OPACITY = 0.97
 
 
 def gaussian_losses(raw: SparseTensor, decoder: SLatGaussianDecoder, voxels: VoxelBatch) -> dict[str, Tensor]:
-    """Two-sided nearest-neighbour distances between a voxel's Gaussians and its samples; colour, shape, opacity."""
+    """Two-sided nearest-neighbour distances between a voxel's Gaussians and its samples; colour, shape, opacity. Those
+    of empty voxels have to be transparent, whatever else they are."""
     samples = decoder.to_representation(raw)
-    resolution, shape = decoder.resolution, (-1, decoder.num_gaussians)
+    resolution, shape, filled = decoder.resolution, (-1, decoder.num_gaussians), voxels.filled
 
     def field(of) -> Tensor:
         return torch.cat([of(splats) for splats in samples]).unflatten(0, shape)
 
+    opacity = field(lambda g: g.get_opacity).clamp(1e-4, 1 - 1e-4)
+    wanted_opacity = (OPACITY * filled[:, None, None]).expand_as(opacity)
     centre = (voxels.coords[:, None, 1:].float() + 0.5) / resolution - 0.5
-    means = (field(lambda g: g.get_xyz) - centre) * resolution  # [N, K, 3] in voxels from the voxel's centre
-    distance = (means[:, :, None] - voxels.points[:, None]).square().sum(-1)  # [N, K, slots]
+    means = ((field(lambda g: g.get_xyz) - centre) * resolution)[filled]  # [N, K, 3] in voxels from the voxel's centre
+    distance = (means[:, :, None] - voxels.points[filled, None]).square().sum(-1)  # [N, K, slots]
     to_sample, sample = distance.min(2)
     to_gaussian, gaussian = distance.min(1)
     row = torch.arange(len(sample), device=sample.device)[:, None]
-    colours, target = field(lambda g: g.raw_color), voxels.colours
+    colours, target = field(lambda g: g.raw_color)[filled], voxels.colours[filled]
     colour = (colours - target[row, sample]).abs().mean() + (colours[row, gaussian] - target).abs().mean()
-    normal = voxels.normals[row, sample]
+    normal = voxels.normals[filled][row, sample]
     i, j = torch.triu_indices(3, 3, device=normal.device)  # the order of the six stored covariance entries
     wanted = TANGENT**2 * (i == j) + (NORMAL**2 - TANGENT**2) * normal[..., i] * normal[..., j]
-    covariance = field(lambda g: g.get_covariance()) * resolution**2
+    covariance = field(lambda g: g.get_covariance())[filled] * resolution**2
     return {
         "means": to_sample.mean() + to_gaussian.mean(),
         "colour": colour,
         "shape": (covariance - wanted).abs().mean() / TANGENT**2,
-        "opacity": (field(lambda g: g.get_opacity) - OPACITY).square().mean(),
+        "opacity": 0.3 * F.binary_cross_entropy(opacity, wanted_opacity),
     }
 
 
-def mesh_losses(cubes: SparseTensor, targets) -> dict[str, Tensor]:
+def mesh_losses(cubes: SparseTensor, targets: CornerTargets) -> dict[str, Tensor]:
     """Signed distance, inside or outside, colour and normal at cube corners; deformation and weights stay near zero."""
     feats = cubes.feats.float()
     sdf, deform, weights, colour = feats.split([8, 24, 21, 48], 1)
@@ -73,14 +78,30 @@ def mesh_losses(cubes: SparseTensor, targets) -> dict[str, Tensor]:
     }
 
 
+def surface_overlap(cubes: Tensor, voxels: VoxelBatch) -> Tensor:
+    """Intersection over union of the voxels in which cubes [N c, 53 or 101] change sign and those that are filled."""
+    sdf = cubes[:, :8].reshape(len(voxels.coords), -1)
+    crossed = (sdf.amin(1) < 0) & (sdf.amax(1) > 0)
+    return (crossed & voxels.filled).sum() / (crossed | voxels.filled).sum().clamp(min=1)
+
+
+def draw_voxels(
+    run: Run, cache: SurfaceCache, instances: Instances, generator: torch.Generator
+) -> tuple[SurfaceSamples, VoxelBatch]:
+    """Samples of the instances' surfaces and voxels as a guessed structure might have them."""
+    samples = cache.sample(instances, run.sizes.surface_samples, generator)
+    resolution = run.sizes.resolution
+    support = rough_support(occupancy(misalign(samples, generator).points, resolution), generator)
+    return samples, voxelise(samples, resolution, support=support)
+
+
 @torch.no_grad()
 def latent_statistics(run: Run, cache: SurfaceCache, encoder: SLatEncoder, rounds: int) -> dict[str, list[float]]:
     """Mean and deviation of each latent channel over training objects, for `slat_normalization`."""
     latents = []
     for _ in range(rounds):
         instances = run.library.random_instances(run.batch(8), run.generator)
-        samples = cache.sample(instances, run.sizes.surface_samples, run.generator)
-        voxels = voxelise(samples, run.sizes.resolution)
+        _, voxels = draw_voxels(run, cache, instances, run.generator)
         with run.autocast():
             z = encoder(SparseTensor(feats=voxels.feats, coords=voxels.coords), sample_posterior=False)
         latents.append(voxels.latent(z.feats))
@@ -104,9 +125,9 @@ def main(argv: list[str] | None = None) -> None:
     print(f"[latent_vae] {count_parameters(encoder, gaussians, mesh):.1f} M parameters", flush=True)
 
     def draw(step: int) -> Batch:
-        instances = run.library.random_instances(run.batch(12), run.generator, warped=0.0)
-        samples = cache.sample(instances, run.sizes.surface_samples, run.generator)
-        return {"instances": instances, "samples": samples, "voxels": voxelise(samples, run.sizes.resolution)}
+        instances = run.library.random_instances(run.batch(12), run.generator)
+        samples, voxels = draw_voxels(run, cache, instances, run.generator)
+        return {"instances": instances, "samples": samples, "voxels": voxels}
 
     def losses(batch: Batch) -> dict[str, Tensor]:
         voxels = batch["voxels"]
@@ -118,6 +139,7 @@ def main(argv: list[str] | None = None) -> None:
             z = z.replace(latent)
             raw = gaussians.decode_raw(z)
             cubes = mesh.decode_raw(z)
+        run.watch("IoU", surface_overlap(cubes.feats, voxels))
         mean, logvar = (v.feats.float() if isinstance(v, SparseTensor) else v.float() for v in (mean, logvar))
         with torch.no_grad():
             targets = corner_targets(

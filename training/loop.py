@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from training.assemble import STEMS
+from training.assemble import BEFORE, STEMS, weights_file
 from training.data.objects import ObjectLibrary
 from training.graphs import Batch, GraphedStep, drawn_ahead
 from training.muon import Muon
@@ -204,7 +204,7 @@ class Run:
         """Back-propagate, clip each network's gradient to length 1, and step unless something is not finite."""
         self.optimiser.zero_grad(set_to_none=True)
         total.backward()
-        trained = [n for n in self.networks.values() if any(p.requires_grad for p in n.parameters())]
+        trained = [n for n in self.networks.values() if any(p.grad is not None for p in n.parameters())]
         norms = [nn.utils.clip_grad_norm_(network.parameters(), 1.0) for network in trained]
         finite = torch.isfinite(torch.stack(norms).sum())
         self.optimiser.found_inf = (~finite).float()
@@ -282,8 +282,8 @@ class Run:
             if run == "vggt" and (run, name) not in STEMS:
                 run = "structure_flow"  # whose networks are also trained along with VGGT
             files = [f"{self.name}/{name}", f"ckpts/{STEMS.get((run, name), name)}"]
-            if run == "structure_flow":
-                files.insert(1, f"vggt/{name}")
+            if run in BEFORE:
+                files.insert(1, f"{BEFORE[run]}/{name}")
             paths = (folder / f"{file}.safetensors" for folder in self.args.init for file in files)
             found = [path for path in paths if path.exists()]
             if found:
@@ -293,7 +293,7 @@ class Run:
 
     def weights_of(self, run: str, network: str) -> Path:
         """Where another script keeps the averaged weights of a network."""
-        return self.args.out / run / f"{network}.safetensors"
+        return weights_file(self.args.out, run, network)
 
     def frozen(self, run: str, network: str, module: nn.Module) -> nn.Module:
         """Load the averaged weights of another script's network and freeze it."""

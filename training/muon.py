@@ -59,10 +59,13 @@ class Muon:
 
     @torch.no_grad()
     def step(self, finite: Tensor) -> None:
-        """One step along the gradients, or none, and no memory of them, where `finite` (a boolean) is False."""
+        """One step along the gradients, or none, and no memory of them, where `finite` (a boolean) is False. All
+        weights of one shape have gradients, or none, which leaves them as they are."""
         counts = finite.to(self.rate.dtype)
         rate = self.rate * counts
         for group, momentum in zip(self.groups, self.stacks, strict=True):
+            if all(p.grad is None for p in group):
+                continue
             gradients = torch.where(finite, torch.stack([p.grad for p in group]), 0.0)
             momentum.lerp_(gradients, (1 - MOMENTUM) * counts)
             change = orthogonalised(gradients.lerp(momentum, MOMENTUM))

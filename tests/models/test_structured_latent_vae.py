@@ -9,7 +9,7 @@ from golden_io import assert_close, assert_matches_manifest, load_golden, load_m
 from trellis import models
 from trellis.models.structured_latent_vae import SLatEncoder, SLatGaussianDecoder, SLatMeshDecoder
 from trellis.models.structured_latent_vae.decoder_gaussian import FIELDS, spread_offsets
-from trellis.models.structured_latent_vae.decoder_mesh import SparseSubdivideBlock3d
+from trellis.models.structured_latent_vae.decoder_mesh import SparseSubdivideBlock3d, lower_where_no_surface_is_near
 from trellis.modules.sparse import SparseTensor
 
 SMALL = {"resolution": 8, "model_channels": 24, "latent_channels": 4, "num_blocks": 2, "num_heads": 2, "window_size": 4}
@@ -208,3 +208,44 @@ def test_fields_hold_all_raw_channels():
 def test_unknown_attention_is_refused():
     with pytest.raises(ValueError, match="attn_mode"):
         make("encoder", attn_mode="shift_sequence")
+
+
+def _cubes(voxels: torch.Tensor, cells: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The cubes [M, 3] of voxels [V, 3], and their corners [M, 8, 3], x fastest."""
+    inner = torch.cartesian_prod(*[torch.arange(cells)] * 3)
+    coords = (voxels[:, None] * cells + inner).flatten(0, 1)
+    return coords, coords[:, None] + torch.tensor([[c & 1, c >> 1 & 1, c >> 2 & 1] for c in range(8)])
+
+
+def test_distances_are_lowered_only_where_no_surface_is_near():
+    """A bar of voxels: a surface at one end, a dip that stays outside in the middle, nothing at all at the other."""
+    cells, voxels = 4, torch.tensor([[x, 2, 2] for x in range(12)])
+    coords, corners = _cubes(voxels, cells)
+    x = corners[..., 0].double()
+    height = (corners[..., 2] - 10).abs() / 4  # a sheet in the middle of the bar
+    sdf = height + (x / 8 - 1).clamp(0, 0.5) - 0.5 + (x - 32).clamp(min=0)
+    before = sdf.clone()
+    lowered = lower_where_no_surface_is_near(coords, sdf, cells, threshold=-0.25, limit=1.0)
+    assert torch.equal(sdf, before)
+    place = {}
+    for corner, value in zip(corners.flatten(0, 1).tolist(), (before - lowered).flatten().tolist(), strict=True):
+        assert place.setdefault(tuple(corner), value) == pytest.approx(value, abs=1e-12), "cubes agree on corners"
+    voxel = coords[:, 0] // cells
+    assert (lowered <= before).all() and (before - lowered).max() <= 1.0
+    assert torch.equal(lowered[voxel < 2], before[voxel < 2]), "its own surface is near"
+    assert before[voxel == 6].min() == 0 and lowered[voxel == 6].min() == pytest.approx(-0.25)
+    assert lowered[voxel == 11].min() > 0, "too far outside"
+
+
+def test_a_mesh_decoder_can_be_told_to_keep_what_it_is_unsure_of():
+    torch.manual_seed(0)
+    decoder = SLatMeshDecoder(8, 32, 4, 1, 1, num_groups=4, representation_config={"use_color": True, "sdf_bias": 0.0})
+    coords = torch.tensor([[0, 3, 3, z] for z in range(2, 6)], dtype=torch.int32)
+    raw = decoder.eval().decode_raw(SparseTensor(torch.randn(4, 4), coords))
+    feats = raw.feats.detach().clone()
+    feats[:, :8] = 0.4 + 0.1 * _cubes(coords[:, 1:].long(), 4)[1][..., 0].sub(14).abs()
+    raw = raw.replace(feats)
+    assert not decoder.to_representation(raw)[0].success
+    decoder.rep_config |= {"sdf_margin": 0.3, "sdf_limit": 1.0}
+    mesh = decoder.to_representation(raw)[0]
+    assert mesh.success and mesh.vertices[:, 2].max() - mesh.vertices[:, 2].min() > 0.3

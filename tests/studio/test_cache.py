@@ -227,14 +227,21 @@ def test_a_change_of_what_stages_call_shares_no_stage(module, example):
     assert wanted | {f"studio/{Path(module.__file__).name}"} <= set(fingerprint._CODE)
 
 
-def test_a_checkpoint_with_other_settings_shares_no_stage(checkpoint, tmp_path):
-    """The same networks under another pipeline.json, which decides what their outputs become."""
+@pytest.mark.parametrize("what", ["pipeline", "decoder"])
+def test_a_checkpoint_with_other_settings_shares_no_stage(checkpoint, tmp_path, what):
+    """The same weights under another pipeline.json or decoder, which decide what their outputs become."""
     from studio.engine import load_engine
 
     other = tmp_path / "other"
     shutil.copytree(checkpoint, other)
-    config = json.loads((other / "pipeline.json").read_text())
-    config["args"]["structure_thresholds"] = [0.5]
-    (other / "pipeline.json").write_text(json.dumps(config))
+    file = other / "pipeline.json"
+    config = json.loads(file.read_text())
+    if what == "pipeline":
+        config["args"]["structure_thresholds"] = [0.5]
+    else:
+        file = other / f"{config['args']['models']['slat_decoder_mesh']}.json"
+        config = json.loads(file.read_text())
+        config["args"]["representation_config"]["sdf_bias"] = 0.5
+    file.write_text(json.dumps(config))
     plain, coarse = (load_engine(str(folder), "cpu") for folder in (checkpoint, other))
     assert plain.weights == coarse.weights and plain.environment != coarse.environment

@@ -17,7 +17,8 @@ from training.data.packed import PackedMesh, unpack
 from training.data.procedural import _surface, random_solid
 from training.data.scenes import cut_out, random_views, render
 from training.data.surface import SurfaceCache
-from training.data.voxels import FEATURES, corner_targets, occupancy, voxelise
+from training.data.voxels import FEATURES, above, corner_targets, occupancy, rough_support, voxelise
+from training.latent_flow import cut_off, equal_rows, shuffled
 from training.metrics import align_similarity, chamfer_and_f_score, grid_f1, grid_iou, relative_rotation_errors
 
 RADIUS = 0.49  # the library scales the longest side to 2 * HALF_SIDE
@@ -112,6 +113,61 @@ def test_voxels_hold_the_samples_and_their_colour(sphere, cache):
     assert (voxels.colours - expected).abs().max() < 0.01
 
 
+def test_a_support_says_which_voxels_there_are_and_empty_ones_know_the_surface_beside_them(sphere, cache):
+    samples = cache.sample(instance(sphere, 2), 20_000, torch.Generator().manual_seed(0))
+    grid = occupancy(samples.points, 16) > 0
+    support = torch.nn.functional.max_pool3d(grid.float(), 3, 1, 1) > 0
+    support[:, :, 8:] = False  # half of each sphere is missing
+    voxels = voxelise(samples, 16, slots=4, support=support)
+    index = tuple(torch.cat([voxels.coords[:, :1], voxels.coords[:, 1:]], 1).long().T)
+    assert len(voxels.coords) == int(support.sum()) and support[:, 0][index].all()
+    assert torch.equal(voxels.filled, grid[:, 0][index])
+    exact = voxelise(samples, 16, slots=4)
+    there = support[:, 0][tuple(exact.coords.long().T)]
+    torch.testing.assert_close(voxels.feats[voxels.filled], exact.feats[there])
+    torch.testing.assert_close(voxels.points[voxels.filled], exact.points[there])
+    empty = ~voxels.filled
+    centre = (voxels.coords[empty, 1:] + 0.5) / 16 - 0.5
+    nearest = centre + voxels.feats[empty, :3] / 16
+    assert (nearest.norm(dim=1) - RADIUS).abs().max() < 0.03, "within half a voxel of the sphere"
+    assert (nearest - centre).norm(dim=1).max() < 3 / 16
+    assert (voxels.looks[empty, 3:] - torch.tensor([240, 120, 40]) / 255).abs().max() < 0.01
+    assert not voxels.feats[empty, 9:].any()
+
+
+def test_a_rough_support_misses_some_voxels_adds_others_and_keeps_one_of_each_object(sphere, cache):
+    samples = cache.sample(instance(sphere, 16), 20_000, torch.Generator().manual_seed(0))
+    grid = occupancy(samples.points, 32)
+    rough = rough_support(grid, torch.Generator().manual_seed(1))
+    true, kept = grid.sum((1, 2, 3, 4)), (rough & (grid > 0)).sum((1, 2, 3, 4))
+    added = rough.sum((1, 2, 3, 4)) - kept
+    assert 0.8 < (kept / true).mean() < 0.95 and 0.5 < (added / true).mean() < 1
+    assert (kept / true).min() < 0.8, "some objects are rougher than others"
+    beside = torch.nn.functional.max_pool3d(grid, 3, 1, 1) > 0
+    assert (rough & beside).sum() / rough.sum() > 0.8
+    assert above(torch.zeros(3, 1, 4, 4, 4), 1.0).any((2, 3, 4)).all()
+
+
+def test_of_large_objects_a_part_is_cut_off_and_small_ones_are_repeated():
+    generator = torch.Generator().manual_seed(0)
+    grid = torch.rand(3, 8, 8, 8, generator=generator) < torch.tensor([0.9, 0.1, 0.5])[:, None, None, None]
+    coords = grid.nonzero().int()
+    rows = cut_off(coords, 3, 128, generator)
+    kept, owner = coords[rows], coords[rows, 0].long()
+    sizes = grid.sum((1, 2, 3)).clamp(max=128)
+    assert torch.equal(torch.bincount(owner, minlength=3), sizes) and (rows.diff() > 0).all()
+    dropped = torch.ones(len(coords), dtype=torch.bool)
+    dropped[rows] = False
+    here, gone = kept[owner == 0, 1:].float(), coords[dropped & (coords[:, 0] == 0), 1:].float()
+    normal = here.mean(0) - gone.mean(0)
+    assert ((here @ normal).mean() - (gone @ normal).mean()) > 0
+    some = shuffled(coords, 3, 128, generator)
+    assert torch.equal(coords[some, 0].bincount(minlength=3), sizes) and len(some.unique()) == len(some)
+    repeated, places = equal_rows(owner, 3, 128)
+    assert torch.equal(repeated.flatten()[places], torch.arange(len(owner)))
+    assert torch.equal(owner[repeated], torch.arange(3)[:, None].expand(3, 128))
+
+
 def test_hidden_parts_are_not_sampled(tmp_path):
     """A small cube inside a big one must leave no samples."""
     box = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)]) * 0.5
@@ -126,8 +182,9 @@ def test_hidden_parts_are_not_sampled(tmp_path):
     cache = SurfaceCache(library, samples=4000, views=24, size=128)
     samples = cache.sample(instance(library), 4000, torch.Generator().manual_seed(0))
     assert samples.points.abs().amax(-1).min() > 0.45
-    inside = cache.inside(instance(library), torch.tensor([[[0.0, 0.0, 0.0], [0.3, 0.3, 0.3], [0.6, 0.0, 0.0]]]))
-    assert inside.tolist() == [[True, True, False]]
+    points = torch.tensor([[0.0, 0.0, 0.0], [0.3, 0.3, 0.3], [0.6, 0.0, 0.0]])
+    inside = cache.inside(instance(library), points, torch.zeros(3, dtype=torch.long))
+    assert inside.tolist() == [True, True, False]
 
 
 def test_procedural_solids_fit_the_unit_cube_and_repeat_with_their_seed():
@@ -233,8 +290,22 @@ def test_a_warp_has_the_jacobian_that_its_normals_go_by_and_folds_nothing():
     expected = torch.einsum("vji,vj->vi", torch.linalg.inv(jacobian), normals)
     found = warp.normals(normals, points, owner)
     torch.testing.assert_close(*(torch.nn.functional.normalize(x, dim=1) for x in (found, expected)))
-    moved = (warp.points(points, owner) - points).norm(dim=1)
-    assert moved.max() > 0.1, "deformed, not just copied"
+    there = warp.points(points, owner)
+    assert (there - points).norm(dim=1).max() > 0.1, "deformed, not just copied"
+    torch.testing.assert_close(warp.origins(there, owner), points, atol=1e-6, rtol=0)
+
+
+def test_what_is_inside_of_a_deformed_object_is_known(sphere, cache):
+    generator = torch.Generator().manual_seed(3)
+    warp = Warp.random(4, 1.0, generator, torch.device("cpu"))
+    instances = sphere.instances(torch.zeros(4, dtype=torch.long), torch.eye(3).expand(4, 3, 3), warp=warp)
+    samples = cache.sample(instances, 5_000, generator)
+    owner = torch.arange(4).repeat_interleave(5_000)
+    for step, expected in ((-0.02, True), (0.02, False)):
+        hidden = cache.inside(instances, (samples.points + step * samples.normals).flatten(0, 1), owner)
+        assert (hidden == expected).float().mean() > 0.97
+    few = (samples.points[:2] * 0.98).flatten(0, 1), owner[:10_000]
+    assert torch.equal(cache.inside(instances.first(2), *few), cache.inside(instances, *few))
 
 
 def test_a_share_of_the_warps_moves_nothing():

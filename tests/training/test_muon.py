@@ -50,3 +50,12 @@ def test_infinite_gradients_change_nothing():
     weight.grad = torch.full((4, 6), torch.inf)
     muon.step(torch.tensor(False))
     assert torch.equal(weight, before) and torch.equal(muon.momenta()[weight], momentum)
+
+
+def test_weights_without_gradients_stay_as_they_are():
+    weight, other = nn.Parameter(torch.ones(4, 6)), nn.Parameter(torch.ones(6, 4))
+    muon = Muon([weight, other], torch.tensor(0.1))
+    other.grad = torch.arange(24.0).reshape(6, 4)
+    muon.step(torch.tensor(True))
+    assert torch.equal(weight, torch.ones(4, 6)) and not muon.momenta()[weight].any()
+    assert not torch.equal(other, torch.ones(6, 4))

@@ -52,18 +52,32 @@ class Warp:
             moved = torch.addcmul(moved, self.amplitude[owner, k], angle.sin()[:, None])
         return moved
 
-    def normals(self, normals: Tensor, points: Tensor, owner: Tensor) -> Tensor:
-        """Normals [V, 3] at points [V, 3] as they are after the deformation; their lengths are not kept.
+    def origins(self, moved: Tensor, owner: Tensor, steps: int = 3) -> Tensor:
+        """Where points [V, 3] of the instances owner [V] came from, by Newton's method: within 1e-5 after 3 steps."""
+        points = moved
+        for _ in range(steps):
+            cofactors, determinant = self._cofactors(points, owner)
+            missing = (moved - self.points(points, owner))[:, :, None]
+            points = points + (cofactors * missing).sum(1) / determinant[:, None]
+        return points
 
-        They go by the cofactors of the Jacobian 1 + sum_k cos(...) amplitude_k frequency_k^T.
-        """
-        jacobian = torch.eye(3, device=points.device).expand(len(points), 3, 3)
+    def normals(self, normals: Tensor, points: Tensor, owner: Tensor) -> Tensor:
+        """Normals [V, 3] at points [V, 3] as they are after the deformation; their lengths are not kept."""
+        return (self._cofactors(points, owner)[0] * normals[:, None]).sum(2)
+
+    def first(self, count: int) -> Warp:
+        """The displacements of the first `count` instances."""
+        return Warp(self.frequency[:count], self.amplitude[:count], self.phase[:count])
+
+    def _cofactors(self, points: Tensor, owner: Tensor) -> tuple[Tensor, Tensor]:
+        """Cofactors [V, 3, 3] and determinant [V] of the Jacobian 1 + sum_k cos(...) amplitude_k frequency_k^T."""
+        jacobian = torch.eye(3, dtype=points.dtype, device=points.device).expand(len(points), 3, 3)
         for k, angle in enumerate(self._angles(points, owner)):
             slope = self.amplitude[owner, k] * angle.cos()[:, None]
             jacobian = torch.addcmul(jacobian, slope[:, :, None], self.frequency[owner, k][:, None])
         x, y, z = jacobian.unbind(2)
         cofactors = torch.stack([torch.cross(y, z, dim=1), torch.cross(z, x, dim=1), torch.cross(x, y, dim=1)], 2)
-        return (cofactors * normals[:, None]).sum(2)
+        return cofactors, (x * cofactors[:, :, 0]).sum(1)
 
     def _angles(self, points: Tensor, owner: Tensor) -> Iterator[Tensor]:
         for k in range(self.phase.shape[1]):

@@ -47,12 +47,12 @@ class Instances:
 
     triangles [T, 3] index `vertices` [V, 3] (canonical frame), `normals` [V, 3], `uvs` [V, 2]; `owner` [T] and
     `vertex_owner` [V] give the instance; `objects` [B] the library index, `textures` [B] that of the object whose
-    texture each wears; canonical = base @ linear^T + offset, where base is deformed before if `warped`.
+    texture each wears; canonical = base @ linear^T + offset, where base is deformed by `warp` before.
     """
 
     objects: Tensor
     textures: Tensor
-    warped: bool
+    warp: Warp | None
     linear: Tensor  # [B, 3, 3]
     offset: Tensor  # [B, 3]
     vertices: Tensor
@@ -67,7 +67,8 @@ class Instances:
     def first(self, count: int) -> Instances:
         """The first `count` instances; the lists of vertices and triangles stay as long as they are."""
         each = "objects", "textures", "linear", "offset", "hue", "hull"
-        return replace(self, **{name: getattr(self, name)[:count] for name in each})
+        warp = self.warp and self.warp.first(count)
+        return replace(self, warp=warp, **{name: getattr(self, name)[:count] for name in each})
 
 
 class ObjectLibrary:
@@ -175,7 +176,7 @@ class ObjectLibrary:
         return Instances(
             objects=objects,
             textures=objects if textures is None else textures,
-            warped=warp is not None,
+            warp=warp,
             linear=linear,
             offset=offset,
             vertices=vertices,

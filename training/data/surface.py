@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.data.objects import Instances, ObjectLibrary, directions, linear_to_srgb
+from training.data.objects import Instances, ObjectLibrary, directions, linear_to_srgb, rotation_x, rotation_z
 from training.data.rasterise import rasterise
 from training.data.scenes import look_at
 
@@ -27,6 +27,21 @@ class SurfaceSamples:
     points: Tensor
     normals: Tensor
     colours: Tensor
+
+
+def misalign(samples: SurfaceSamples, generator: torch.Generator) -> SurfaceSamples:
+    """Turn and shift each surface a little against its photographs, as sampled structures are."""
+    count, device = len(samples.points), samples.points.device
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, device=device)
+
+    turn = rotation_z(normal(count) * 0.05) @ rotation_x(normal(count) * 0.03)
+    shift, scale = normal(count, 1, 3) * 0.01, 1 + normal(count, 1, 1) * 0.015
+    points = torch.einsum("bij,bpj->bpi", turn, samples.points) * scale + shift
+    return SurfaceSamples(
+        points.clamp(-0.4999, 0.4999), torch.einsum("bij,bpj->bpi", turn, samples.normals), samples.colours
+    )
 
 
 def interpolate(values: Tensor, corners: Tensor, weights: Tensor) -> Tensor:
@@ -175,24 +190,27 @@ class SurfaceCache:
         shaded = self.library.smooth[instances.objects][:, None, None]
         return F.normalize(torch.where(shaded, smooth, flat), dim=2)
 
-    def inside(self, instances: Instances, points: Tensor) -> Tensor:
-        """Whether canonical points [B, P, 3] are hidden from every direction, [B, P] bool; not of warped instances.
+    def inside(self, instances: Instances, points: Tensor, owner: Tensor) -> Tensor:
+        """Whether canonical points [N, 3] of the instances owner [N] are hidden from every direction, [N] bool; of
+        warped instances, from every direction before the deformation.
 
         A pixel's neighbours must agree before a point counts as seen, so that grazing surfaces do not leak.
         """
-        assert not instances.warped, "depth maps show objects as they are"
-        base = torch.einsum("bij,bpj->bpi", torch.linalg.inv(instances.linear), points - instances.offset[:, None])
-        base = base * self.base_scale[instances.objects][:, None, None] + self.base_offset[instances.objects][:, None]
-        outside = torch.zeros(points.shape[:2], dtype=torch.bool, device=points.device)
-        for view in range(len(self.rotations)):
-            rotation = self.rotations[view]
-            camera = torch.einsum("ij,bpj->bpi", rotation[:3, :3], base) + rotation[:3, 3]
-            pixel = camera[..., :2] / camera[..., 2:] * self.focal + self.size / 2 - 0.5
-            column = pixel[..., 0].floor().long().clamp(0, self.size - 2)
-            row = pixel[..., 1].floor().long().clamp(0, self.size - 2)
-            depth = self.depth[instances.objects, view].flatten(1)
-            first = depth.gather(1, row * self.size + column)
-            for dy, dx in ((0, 1), (1, 0), (1, 1)):
-                first = torch.minimum(first, depth.gather(1, (row + dy) * self.size + column + dx))
-            outside |= camera[..., 2] - FAR < first.float() + 0.001
+        inverse = torch.linalg.inv(instances.linear)[owner]
+        base = (inverse * (points - instances.offset[owner])[:, None]).sum(2)
+        if instances.warp is not None:
+            base = instances.warp.origins(base, owner)
+        objects = instances.objects[owner]
+        base = base * self.base_scale[objects][:, None] + self.base_offset[objects]
+        depth, size = self.depth.view(-1), self.size
+        first_row = objects * (len(self.rotations) * size)
+        outside = torch.zeros(len(points), dtype=torch.bool, device=points.device)
+        for rotation in self.rotations:
+            camera = base @ rotation[:3, :3].T + rotation[:3, 3]
+            pixel = camera[:, :2] / camera[:, 2:] * self.focal + size / 2 - 0.5
+            column, row = pixel.floor().long().clamp(0, size - 2).unbind(1)
+            place = (first_row + row) * size + column
+            first = torch.stack([depth[place + step] for step in (0, 1, size, size + 1)]).amin(0)
+            outside |= camera[:, 2] - FAR < first.float() + 0.001
+            first_row = first_row + size
         return ~outside

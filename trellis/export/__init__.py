@@ -5,6 +5,7 @@ from trellis.export.gltf import TexturedMesh, write_glb
 from trellis.export.health import MeshHealth, mesh_health
 from trellis.export.pipeline import STAGES, ExportOptions, export_mesh
 from trellis.export.splat_colors import painted_splats
+from trellis.export.splat_places import laid_on_surface
 
 __all__ = [
     "FORMATS",
@@ -14,6 +15,7 @@ __all__ = [
     "TexturedMesh",
     "export_files",
     "export_mesh",
+    "laid_on_surface",
     "mesh_health",
     "painted_splats",
     "write_glb",

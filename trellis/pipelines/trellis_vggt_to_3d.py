@@ -149,9 +149,10 @@ class TrellisVGGTTo3DPipeline(Pipeline):
 
     @property
     def fixed_settings(self) -> dict[str, Any]:
-        """What the checkpoint decides of every run, beside its networks and the defaults of its samplers."""
-        statistics = {"slat_mean": self.slat_mean.tolist(), "slat_std": self.slat_std.tolist()}
-        return {name: getattr(self, name) for name in _FIXED} | statistics
+        """What the checkpoint decides of every run, beside its weights and the defaults of its samplers."""
+        decided = {"slat_mean": self.slat_mean.tolist(), "slat_std": self.slat_std.tolist()}
+        decided |= {name: self.models[name].rep_config for name in DECODERS.values() if name in self.models}
+        return {name: getattr(self, name) for name in _FIXED} | decided
 
     @property
     def formats(self) -> list[str]:

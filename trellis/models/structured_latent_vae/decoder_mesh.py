@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from ...modules.sparse import SparseConv3d, SparseGroupNorm32, SparseLinear, SparseSiLU, SparseTensor, subdivide
 from ...modules.sparse.spatial import subdivided
@@ -51,6 +51,38 @@ class SparseSubdivideBlock3d(nn.Module):
         return last(norm(h, silu=True)) + subdivide(self.skip_connection(x))
 
 
+def lower_where_no_surface_is_near(
+    coords: Tensor, sdf: Tensor, cells: int, threshold: float, limit: float
+) -> Tensor:
+    """Lower signed distances around voxels that have no surface in them or beside them until they have one.
+
+    What a decoder is unsure of it puts a little outside everywhere, and thin parts vanish, though the structure has
+    voxels for them. The lowering is trilinear between the voxels' corners, so that voxels still agree on shared ones.
+
+    Args:
+        coords: int [M, 3], cubes of a grid `cells` times finer than the voxels', those of whole voxels.
+        sdf: [M, 8] at the cubes' corners, x fastest; not changed.
+        threshold: what the lowest distance of a voxel's neighbourhood has to be.
+        limit: how far distances are lowered at most: beyond it the decoder is sure that nothing is there.
+
+    Returns:
+        [M, 8] distances.
+    """
+    voxel = coords.long() // cells
+    side = int(voxel.max()) + 1
+    row = (voxel[:, 0] * side + voxel[:, 1]) * side + voxel[:, 2]
+    grid = 1, 1, side, side, side
+    lowest = sdf.new_full((side**3,), torch.inf).scatter_reduce(0, row, sdf.amin(1), "amin").view(grid)
+    active = (lowest < torch.inf).to(sdf.dtype)
+    near = -F.max_pool3d(-lowest, 3, 1, 1)
+    missing = torch.where(active > 0, (near - threshold).clamp(0, limit), 0.0)
+    total, share = (F.avg_pool3d(F.pad(x, [1] * 6), 2, 1) for x in (missing, active))
+    corners = total / share.clamp(min=1 / 8)
+    fine = F.interpolate(corners, [side * cells + 1] * 3, mode="trilinear", align_corners=True)[0, 0]
+    x, y, z = (coords.long()[:, axis, None] + torch.arange(8, device=coords.device) // 2**axis % 2 for axis in range(3))
+    return sdf - fine[x, y, z]
+
+
 class SLatMeshDecoder(SparseTransformerBase):
     """Decodes the latent into FlexiCubes parameters on a grid finer by ``2^num_upsamples``.
 
@@ -60,7 +92,9 @@ class SLatMeshDecoder(SparseTransformerBase):
         latent_channels: width of the latent.
         num_blocks: transformer blocks.
         representation_config: `use_color`, whether corners carry colour and normal; `sdf_bias`, what is added to signed
-            distances, in cells, if not what published decoders expect.
+            distances, in cells, if not what published decoders expect; `sdf_margin` and `sdf_limit`, if present, how
+            deep in cells distances have to go near each voxel, and by how much they may be lowered for that
+            (`lower_where_no_surface_is_near`).
         num_upsamples: subdivisions of the grid.
         num_groups: groups of the norms in the upsampling; divides the widths of its blocks.
         use_fp16: run the torso in float16; input and output stay float32.
@@ -121,11 +155,16 @@ class SLatMeshDecoder(SparseTransformerBase):
         """One mesh for each sample of the batch; `raw` is from `decode_raw`."""
         from ...representations.flexicubes import cubes_to_mesh
 
-        bias = self.rep_config.get("sdf_bias")
-        return [
-            cubes_to_mesh(raw.coords[rows, 1:], raw.feats[rows], self.output_resolution, sdf_bias=bias)
-            for rows in raw.layout
-        ]
+        bias, margin = self.rep_config.get("sdf_bias"), self.rep_config.get("sdf_margin")
+        meshes = []
+        for rows in raw.layout:
+            coords, cubes = raw.coords[rows, 1:], raw.feats[rows]
+            if margin is not None:
+                cells, limit = self.output_resolution // self.resolution, self.rep_config["sdf_limit"]
+                sdf = lower_where_no_surface_is_near(coords, cubes[:, :8], cells, -bias - margin, limit)
+                cubes = torch.cat([sdf, cubes[:, 8:]], 1)
+            meshes.append(cubes_to_mesh(coords, cubes, self.output_resolution, sdf_bias=bias))
+        return meshes
 
     def forward(self, x: SparseTensor) -> list[MeshExtractResult]:
         """Latent ``[N, latent_channels]`` to one mesh for each sample."""
