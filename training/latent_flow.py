@@ -47,8 +47,8 @@ VIEWS = (4, 2, 4, 8, 4, 1)
 # Voxels of each object that take part in a step, drawn at random: attention hardly misses the others, and equal numbers
 # need neither padding nor masks. Objects with fewer repeat some.
 TOKENS = 1024
-# Every so many steps the outcomes are decoded, which takes all voxels: of fewer scenes, and what is beyond the limit is
-# cut off. Such a step costs as much as the others together.
+# Every so many steps the outcomes are decoded, which takes all voxels: fewer scenes then, of which a part is cut off if
+# they have more. Such a step, which cannot be recorded, costs more than the five others.
 DECODED_EVERY = 6
 ALL_TOKENS = 4096
 DECODED_WEIGHT = 0.5
@@ -58,7 +58,7 @@ DECODED = *LOSSES, "surface IoU", "filled"  # shown; the share of filled voxels 
 
 @dataclass
 class Truth:
-    """What decoded outcomes are compared with: the surfaces, all active voxels, and where in the batch they are [N]."""
+    """What decoded outcomes are compared with: the surfaces, all active voxels, and their rows in the batch [N]."""
 
     instances: Instances
     samples: SurfaceSamples
@@ -118,6 +118,7 @@ def main(argv: list[str] | None = None) -> None:
     for name, decoder in (("gs", gaussians), ("mesh", mesh)):
         decoder.load_state_dict(load_file(run.weights_of("latent_vae", name)))
     print(f"[latent_flow] {count_parameters(cond, flow):.1f} M parameters", flush=True)
+
     def draw(step: int) -> Batch:
         decoded, resolution = step % DECODED_EVERY == 0, run.sizes.resolution
         scenes = run.batch(8 if decoded else 24)
@@ -176,10 +177,9 @@ def main(argv: list[str] | None = None) -> None:
         velocity, first_looks = predict(noise, all_kept, all_kept)
         outcome = noise - velocity
         each = len(data) // scenes
-        started = outcome.detach()[: own * each], data[own * each :]
         times = torch.cat([batch["own time"], batch["time"]])
         at = times.repeat_interleave(each, output_size=len(data))[:, None]
-        state, true_velocity = noised(torch.cat(started), noise, at)
+        state, true_velocity = noised(torch.cat([outcome.detach()[: own * each], data[own * each :]]), noise, at)
         velocity, later_looks = predict(state, times, torch.cat([all_kept[:own], batch["keep"]]))
         later = (state - at * velocity)[: own * each]  # outcomes of the second step
         errors = {

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import trimesh
 from PIL import Image
+from scipy.spatial import cKDTree
 from tiny_checkpoint import tiny_views
 
 from studio.cache import StageCache
@@ -77,8 +78,9 @@ def test_photographs_may_be_laid_over_the_splats_colours(first, engine, quick, c
     apart = [np.abs(photo - render)[..., :3].mean(axis=-1) for render in renders]
     painted = both & (np.abs(renders[0] - renders[1]).max(axis=-1) > 0.02)
     ply = [trimesh.load(run.folder / "gaussian.ply") for run in (splats, first[0])]
-    assert np.array_equal(ply[0].vertices, ply[1].vertices)
-    assert splats.gaussian.read_bytes() != first[0].gaussian.read_bytes(), "the splats wear them too"
+    from_surface = cKDTree(trimesh.load(first[0].mesh, force="mesh").sample(20_000)).query
+    far = [np.quantile(from_surface(cloud.vertices)[0], 0.9) for cloud in ply]
+    assert 0 < len(ply[1].vertices) <= len(ply[0].vertices) and far[1] < 0.5 * far[0], "the splats are laid on it too"
     assert painted.sum() > 0.2 * both.sum()  # few of the random surface's triangles face the camera
     assert apart[1][painted].mean() < 0.5 * apart[0][painted].mean()
     assert apart[1][both].mean() < apart[0][both].mean()
