@@ -85,12 +85,10 @@ def surface_overlap(cubes: Tensor, voxels: VoxelBatch) -> Tensor:
     return (crossed & voxels.filled).sum() / (crossed | voxels.filled).sum().clamp(min=1)
 
 
-def draw_voxels(
-    run: Run, cache: SurfaceCache, instances: Instances, generator: torch.Generator
-) -> tuple[SurfaceSamples, VoxelBatch]:
+def draw_voxels(run: Run, cache: SurfaceCache, instances: Instances) -> tuple[SurfaceSamples, VoxelBatch]:
     """Samples of the instances' surfaces and voxels as a guessed structure might have them."""
+    resolution, generator = run.sizes.resolution, run.generator
     samples = cache.sample(instances, run.sizes.surface_samples, generator)
-    resolution = run.sizes.resolution
     support = rough_support(occupancy(misalign(samples, generator).points, resolution), generator)
     return samples, voxelise(samples, resolution, support=support)
 
@@ -101,7 +99,7 @@ def latent_statistics(run: Run, cache: SurfaceCache, encoder: SLatEncoder, round
     latents = []
     for _ in range(rounds):
         instances = run.library.random_instances(run.batch(8), run.generator)
-        _, voxels = draw_voxels(run, cache, instances, run.generator)
+        _, voxels = draw_voxels(run, cache, instances)
         with run.autocast():
             z = encoder(SparseTensor(feats=voxels.feats, coords=voxels.coords), sample_posterior=False)
         latents.append(voxels.latent(z.feats))
@@ -126,7 +124,7 @@ def main(argv: list[str] | None = None) -> None:
 
     def draw(step: int) -> Batch:
         instances = run.library.random_instances(run.batch(12), run.generator)
-        samples, voxels = draw_voxels(run, cache, instances, run.generator)
+        samples, voxels = draw_voxels(run, cache, instances)
         return {"instances": instances, "samples": samples, "voxels": voxels}
 
     def losses(batch: Batch) -> dict[str, Tensor]:
