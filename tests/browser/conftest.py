@@ -121,6 +121,18 @@ def browser():
         browser.close()
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Iterator:
+    """Show with a failed test what its pages said in the end."""
+    report = yield
+    if call.when == "call" and report.failed and "browser" in getattr(item, "funcargs", {}):
+        for context in item.funcargs["browser"].contexts:
+            for page in context.pages:
+                with suppress(Exception):  # it may be the page that failed
+                    report.sections.append((f"page {page.url}", f"{page.inner_text('body')}\n{page.errors}"))
+    return report
+
+
 @pytest.fixture
 def page(browser, server: str) -> Iterator:
     """A fresh visitor; fails the test afterwards if the page's console had errors."""

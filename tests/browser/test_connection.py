@@ -1,0 +1,51 @@
+"""A page whose connection is slow or breaks while the server ends its stream of answers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+from browser_line import Line
+from browser_steps import WAIT, add_photos, choose_quick_settings, close_page, open_page, press, wait_for_model
+
+
+@pytest.fixture
+def line(server: str) -> Iterator[Line]:
+    line = Line(server)
+    yield line
+    line.close()
+
+
+def test_a_late_farewell_loses_no_answer(browser, line, photos):
+    line.slow_farewell = 0.5
+    page = open_page(browser, line.address)
+    add_photos(page, photos[:2])
+    choose_quick_settings(page)
+    press(page, "#generate")  # two calls, the second right after the first is answered
+    wait_for_model(page)
+    close_page(page)
+
+
+def test_a_connection_that_breaks_before_the_farewell_leaves_a_page_that_works(browser, line, photos):
+    page = open_page(browser, line.address)
+    line.slow_farewell = 3
+    seen = line.farewells
+    add_photos(page, photos[:2])
+    _wait_for_farewell(line, seen)
+    line.cut()
+    page.wait_for_timeout(1000)
+    line.slow_farewell = 0
+    line.mend()
+    choose_quick_settings(page)
+    press(page, "#generate")
+    wait_for_model(page)
+    page.errors.clear()  # the browser complained of the line
+    close_page(page)
+
+
+def _wait_for_farewell(line: Line, seen: int) -> None:
+    deadline = time.monotonic() + WAIT / 1000
+    while line.farewells == seen and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert line.farewells > seen
