@@ -37,6 +37,11 @@ class SettingControls:
         return self._controls[key][0]
 
     @property
+    def keys(self) -> list[str]:
+        """The settings, in the order of `components`."""
+        return list(self._controls)
+
+    @property
     def components(self) -> list[gr.components.Component]:
         return [control for controls in self._controls.values() for control in controls]
 

@@ -40,7 +40,7 @@ class HistoryPage:
         self.list = live(self._empty, elem_id="history")
         outputs = [pages, self.list, *reconstruct.open_outputs, *reconstruct.controls.components]
         self._count = len(outputs)
-        on_act(self.list, self._act, [], outputs, queue=False)
+        reconstruct.kept.keep_after(on_act(self.list, self._act, [], outputs, queue=False))
 
     def refresh(self, request: gr.Request) -> str:
         """The list as it is now."""
@@ -60,7 +60,6 @@ class HistoryPage:
             run = _read(self._sessions.shelf, key)
             if run is None:
                 return unchanged
-            session.settings = run.result.settings  # for a reload
             values = self._reconstruct.controls.values_of(run.result.settings)
             opened = [gr.skip()] * len(self._reconstruct.open_outputs)
             return [gr.Tabs(selected="reconstruct"), gr.skip(), *opened, *values]

@@ -13,8 +13,9 @@ from studio.pages.controls import SettingControls
 from studio.pages.sessions import Session, Sessions
 from studio.presets import PRESETS, apply_preset, measured_times, preset_keys
 from studio.service import Service
-from studio.settings import leaves, make_settings
+from studio.settings import leaves
 
+DEFAULT = "standard"
 _LIGHT: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
 
 
@@ -29,35 +30,33 @@ class PresetChoice:
         self._service, self._sessions = service, sessions
         names = [(preset.name.capitalize(), preset.name) for preset in PRESETS.values()]
         self.radio = gr.Radio(
-            names, value="standard", label="How good, how fast", info=PRESETS["standard"].help, elem_id="preset"
+            names, value=DEFAULT, label="How good, how fast", info=PRESETS[DEFAULT].help, elem_id="preset"
         )
 
-    def connect(self, controls: SettingControls) -> None:
-        """Let a choice set the controls of what presets decide, and no others."""
+    def connect(self, controls: SettingControls) -> Any:
+        """Let a choice set the controls of what presets decide, and no others; returns the event."""
         # In the browser, so that Generate, pressed at once, has the preset's settings, however slow the network is.
         values = {name: [self._values(name)[key] for key in preset_keys()] for name in PRESETS}
         script = f"(name) => ({json.dumps(values)})[name]"
-        self.radio.input(None, self.radio, controls.of(*preset_keys()), js=script, **_LIGHT)
-        self.radio.input(self._choose, self.radio, self.radio, trigger_mode="always_last", **_LIGHT)
+        set_controls = self.radio.input(None, self.radio, controls.of(*preset_keys()), js=script, **_LIGHT)
+        self.radio.input(self._explain, self.radio, self.radio, trigger_mode="always_last", **_LIGHT)
+        return set_controls
 
-    def update(self, session: Session) -> Any:
-        """The radio as a visitor left it."""
-        return gr.update(value=session.preset, info=self._info(session))
+    def update(self, name: str, session: Session) -> Any:
+        """The radio with this choice."""
+        return gr.update(value=name, info=self._info(name, session))
 
     def _values(self, name: str) -> dict[str, Any]:
         chosen = apply_preset(name, self._service.defaults)
         return {setting.key: setting.of(chosen) for setting in leaves() if setting.key in preset_keys()}
 
-    def _choose(self, request: gr.Request, name: str) -> Any:
-        session = self._sessions.of(request.session_hash)
-        session.settings = make_settings(self._values(name), session.settings or self._service.defaults)
-        session.preset = name
-        return gr.update(info=self._info(session))
+    def _explain(self, request: gr.Request, name: str) -> Any:
+        return gr.update(info=self._info(name, self._sessions.of(request.session_hash)))
 
-    def _info(self, session: Session) -> str:
+    def _info(self, name: str, session: Session) -> str:
         """What a preset means, and how long it takes here, once this machine has run one."""
         times = measured_times(
             History(), self._service.engine, self._service.defaults, max(1, len(session.photos))
         )
-        seconds = times[session.preset]
-        return PRESETS[session.preset].help + (f" About {fragments.clock(seconds)} here." if seconds else "")
+        seconds = times[name]
+        return PRESETS[name].help + (f" About {fragments.clock(seconds)} here." if seconds else "")

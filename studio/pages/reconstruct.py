@@ -15,8 +15,9 @@ from studio.pages.cameras import cameras_panel, write_cameras
 from studio.pages.controls import SettingControls
 from studio.pages.follow import FollowedJob, refused, stop, until_idle
 from studio.pages.html import html, live, on_act, scroll_to
+from studio.pages.kept_settings import KeptSettings
 from studio.pages.photo_panel import PhotoPanel
-from studio.pages.preset_choice import PresetChoice
+from studio.pages.preset_choice import DEFAULT, PresetChoice
 from studio.pages.result_view import FORMATS, ResultView
 from studio.pages.sessions import Session, Sessions
 from studio.pages.strip import strip
@@ -120,7 +121,8 @@ class ReconstructPage:
         on_act(self.cameras, self._act, [], [self.cameras, self.photos.strip, self.status], queue=False)
         on_act(self.run_cameras, self._set_run_cameras, [], [self.status], queue=False)
 
-        self.preset.connect(self.controls)
+        self.kept = KeptSettings(self.preset.radio, self.controls, self._service.defaults)
+        self.kept.keep_after(self.preset.connect(self.controls))
         starting = [self.generate, self.check, self.rebake, self.use_cameras]
         buttons = [self.status, *starting, self.cancel, self.empty]
         for button, start, inputs in (
@@ -159,7 +161,7 @@ class ReconstructPage:
 
     def fill_controls(self, event: Any) -> None:
         """After the page's load event: the settings as they were."""
-        event.then(self._chosen, None, [self.preset.radio, *self.controls.components], **_LIGHT)
+        self.kept.recall(event, self._chosen, [self.preset.radio, *self.controls.components])
 
     def _act(self, request: gr.Request, data: dict[str, Any]) -> Any:
         """Leave a photograph out after its camera has been seen, or keep cameras that were set by hand."""
@@ -203,7 +205,7 @@ class ReconstructPage:
 
     def _generate(self, request: gr.Request, *values: Any) -> Any:
         def job(session: Session) -> Job:
-            session.settings = settings = self.controls.settings(values)
+            settings = self.controls.settings(values)
             views = camera_edits.views_of(session)
             make_job(views, settings, session.folder)  # refuses before a run is listed
             key, folder = self._sessions.new_run(session)
@@ -314,11 +316,11 @@ class ReconstructPage:
             work.first_on(request.session_hash)  # it is shown now; what is chosen meanwhile must not be overwritten
         return [*self.open_updates(session, True), strip(session.photos), ""]
 
-    def _chosen(self, request: gr.Request) -> Any:
-        session = self._sessions.of(request.session_hash)
+    def _chosen(self, request: gr.Request, kept: str) -> Any:
         # The first time, too: what Gradio shows for a number that is not given yet is a zero.
-        settings = session.settings or apply_preset(session.preset, self._service.defaults)
-        return [self.preset.update(session), *self.controls.values_of(settings)]
+        preset, settings = self.kept.read(kept) or (DEFAULT, apply_preset(DEFAULT, self._service.defaults))
+        session = self._sessions.of(request.session_hash)
+        return [self.preset.update(preset, session), *self.controls.values_of(settings)]
 
     def open_updates(self, session: Session, new: bool) -> list[Any]:
         """Values for `open_outputs`. `new`: there is another result than before; else the shown one stays untouched."""

@@ -21,7 +21,6 @@ from studio.pages.files import Shelf
 from studio.pages.follow import Followed
 from studio.pages.photos import Photos
 from studio.refine_events import Refined
-from studio.settings import ReconstructSettings
 from studio.view_cameras import ViewCamera
 
 GRACE_SECONDS = 60.0  # a job goes on this long after its page was closed, so that a reload finds it
@@ -41,7 +40,6 @@ class Session:
         painted: id of the photograph in the mask editor.
         works: what runs or ran last, by page.
         runs: keys of the runs on the shelf, oldest first.
-        preset, settings: those asked for last.
         shown: the run on the Reconstruct page; coming: the one that is being made, None while only cameras are sought.
         cameras: those found last, camera_folder: the key of their pictures, camera_photos: ids of their photographs.
         edited: cameras set by hand, by the ids of their photographs; edited_front: the first photograph then;
@@ -62,8 +60,6 @@ class Session:
     painted: str = ""
     works: dict[str, Followed] = field(default_factory=dict)
     runs: list[str] = field(default_factory=list)
-    preset: str = "standard"
-    settings: ReconstructSettings | None = None
     shown: str | None = None
     coming: str | None = None
     cameras: CamerasFound | None = None

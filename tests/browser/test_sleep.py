@@ -85,6 +85,9 @@ def test_a_short_sleep_loses_nothing_and_a_long_one_says_so(browser, line, serve
     line.mend()
     page.reload(timeout=WAIT)  # as browsers do with tabs that they had put away
     page.wait_for_selector("#status >> text=Away for too long", timeout=WAIT)
+    page.click("#settings > button")
+    turn_to(page, "#settings", "Model file")
+    assert page.input_value("#setting-video_frames input[type=number]") == "8"  # as the tab has kept them
     page.errors.clear()
     close_page(page)
     for folder in _folders(server_folder) - before:

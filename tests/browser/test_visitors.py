@@ -83,6 +83,21 @@ def _visit_and_leave(browser, server: str, server_folder: Path, photos: list[str
     return folder
 
 
+def test_a_reload_finds_the_settings_that_were_not_used_yet(page):
+    page.click("#settings > button")
+    turn_to(page, "#settings", "Model file")
+    page.click("#preset label >> text=Draft")
+    page.wait_for_selector("#preset input[value=draft]:checked", timeout=WAIT)
+    set_number(page, "#setting-texture_size", 2048)
+    page.reload(timeout=WAIT)
+    page.wait_for_selector("#preset input[value=draft]:checked", timeout=WAIT)
+    page.errors.clear()  # Gradio's client complains of the stream that the reload cut off
+    page.click("#settings > button")
+    turn_to(page, "#settings", "Model file")
+    assert page.input_value("#setting-video_frames input[type=number]") == "30"
+    assert page.input_value("#setting-texture_size input[type=number]") == "2048"
+
+
 def test_a_reload_in_mid_job_finds_photos_job_and_result_again(browser, server, photos):
     page = open_page(browser, server)
     add_photos(page, photos)

@@ -22,6 +22,7 @@ from studio.pages.examples import find_examples
 from studio.pages.files import Shelf
 from studio.pages.follow import FollowedJob
 from studio.pages.hosting import Hosting, hosting
+from studio.pages.kept_settings import KeptSettings
 from studio.pages.photos import Photos
 from studio.pages.refine import job_of_uploads
 from studio.pages.sessions import MAX_RUNS, Sessions
@@ -56,6 +57,46 @@ def test_controls_show_the_defaults_and_read_back_what_they_show():
         controls.settings(values)
     values[keys.index("seed")] = None  # the field was emptied
     assert controls.settings(values) == defaults
+
+
+def kept_settings(values: dict) -> tuple[KeptSettings, list]:
+    """Those of a page with these defaults, and what its controls show."""
+    defaults = make_settings(values)
+    with gr.Blocks():
+        controls = SettingControls(defaults)
+        controls.add(*[setting.key for setting in leaves()])
+        kept = KeptSettings(gr.Radio(["draft", "standard"]), controls, defaults)
+    return kept, controls.values_of(defaults)
+
+
+def test_a_browser_gives_back_the_settings_of_the_page_that_gave_them():
+    given = {"structure_steps": 7, "seed": 5}
+    kept, values = kept_settings(given)
+    assert kept.read(json.dumps([kept.mark, "draft", *values])) == ("draft", make_settings(given))
+    other, values = kept_settings({"structure_steps": 8, "seed": 5})
+    assert kept.read(json.dumps([other.mark, "draft", *values])) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda kept, values: "",
+        lambda kept, values: "[" * 9000,
+        lambda kept, values: json.dumps({"mark": kept.mark}),
+        lambda kept, values: json.dumps([kept.mark]),
+        lambda kept, values: json.dumps([kept.mark, ["draft"], *values]),
+        lambda kept, values: json.dumps([kept.mark, "sketch", *values]),
+        lambda kept, values: json.dumps([kept.mark, "draft", *values[1:]]),
+        lambda kept, values: json.dumps([kept.mark, "draft", *values, 1]),
+        lambda kept, values: json.dumps([kept.mark, "draft", 1e99, *values[1:]]),
+        lambda kept, values: json.dumps([kept.mark, "draft", {"a": []}, *values[1:]]),
+        lambda kept, values: json.dumps([kept.mark, "draft", *[[]] * len(values)]),
+        lambda kept, values: json.dumps([kept.mark, "draft", "x" * 20_000, *values[1:]]),
+    ],
+)
+def test_whatever_else_a_browser_gives_back_is_nothing(change):
+    kept, values = kept_settings({})
+    assert kept.read(change(kept, values)) is None
 
 
 def test_a_switch_that_may_be_left_open_shows_that():
