@@ -44,7 +44,7 @@ def build(service: Service, sessions: Sessions, host: Hosting | None = None, ref
         gr.HTML(fragments.HEADER, padding=False)
         key = gr.Textbox(visible="hidden", label="Session", elem_id="session-key")
         attached = page.load(_attach(sessions), key, key, js=_RECALL, **private)
-        # After a long absence only what was shown goes: a page loaded anew would not have its settings.
+        # After a long absence only what was shown goes: a page loaded anew would open at its first tab.
         gone = pulse().select(_begin_again(sessions), None, key, **private)
         for event in (attached, gone):
             event.then(None, key, None, js=_REMEMBER, **private)

@@ -1,7 +1,7 @@
 """The pulse of a page: it says that it is still there, and hears whether what it shows is.
 
 Gradio's stream that does the former ends for good when the connection does, as when a laptop sleeps or changes
-networks. And a call through Gradio that fails loads the page anew, without its settings; a beat that fails is nothing.
+networks. And a call through Gradio that fails loads the page anew, at its first tab; a beat that fails is nothing.
 """
 
 from __future__ import annotations
