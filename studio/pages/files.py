@@ -21,6 +21,7 @@ from trellis.errors import InputError
 COLMAP = "colmap.zip"  # not a file, but made of a folder's cameras and views whenever it is asked for
 
 _VIEWER = ASSETS / "viewer" / "studio.js"
+_CALLS = ASSETS / "calls.js"
 _LIGHTS = ASSETS / "hdri"
 _LIGHT_TITLES = {"studio": "Studio", "venice": "Sunset", "lebombo": "Indoors"}
 # The only kinds of files there are; a browser is told the kind and must not guess another.
@@ -94,9 +95,10 @@ def light_order(name: str) -> int:
     return list(_LIGHT_TITLES).index(stem) if stem in _LIGHT_TITLES else len(_LIGHT_TITLES)
 
 
-def script_tag() -> str:
+def script_tags() -> str:
     """What the page's head needs; the version makes browsers fetch a new viewer."""
-    return f'<script type="module" src="studio-assets/studio.js?v={_VIEWER.stat().st_mtime_ns:x}"></script>'
+    viewer = f"studio-assets/studio.js?v={_VIEWER.stat().st_mtime_ns:x}"
+    return f'<script>{_CALLS.read_text(encoding="utf-8")}</script><script type="module" src="{viewer}"></script>'
 
 
 def routes(shelf: Shelf) -> list[Route]:

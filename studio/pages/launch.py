@@ -154,7 +154,7 @@ def _serve(page: gr.Blocks, sessions: Sessions, host: Hosting, say: Callable[[st
         mcp_server=host.mcp,
         theme=theme(),
         css_paths=ASSETS / "style.css",
-        head=files.script_tag(),
+        head=files.script_tags(),
         footer_links=[],
         ssr_mode=False,
     )
