@@ -20,6 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from browser_line import Line
 from browser_steps import close_page, open_page
 from tiny_checkpoint import tiny_views, write_tiny_checkpoint
 
@@ -139,6 +140,14 @@ def page(browser, server: str) -> Iterator:
     page = open_page(browser, server)
     yield page
     close_page(page)
+
+
+@pytest.fixture
+def line(server: str) -> Iterator[Line]:
+    """What stands between a browser and the server, for pages opened at its address."""
+    line = Line(server)
+    yield line
+    line.close()
 
 
 @pytest.fixture

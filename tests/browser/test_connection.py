@@ -3,18 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 
-import pytest
 from browser_line import Line
 from browser_steps import WAIT, add_photos, choose_quick_settings, close_page, open_page, press, wait_for_model
-
-
-@pytest.fixture
-def line(server: str) -> Iterator[Line]:
-    line = Line(server)
-    yield line
-    line.close()
 
 
 def test_a_late_farewell_loses_no_answer(browser, line, photos):

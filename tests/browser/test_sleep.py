@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-from browser_line import Line
 from browser_steps import (
     WAIT,
     add_photos,
@@ -21,13 +18,6 @@ from browser_steps import (
 )
 
 KEEP = 21  # as the server under test is told
-
-
-@pytest.fixture
-def line(server: str) -> Iterator[Line]:
-    line = Line(server)
-    yield line
-    line.close()
 
 
 def _look_again(page) -> None:
