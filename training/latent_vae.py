@@ -66,13 +66,13 @@ def mesh_losses(cubes: SparseTensor, targets: CornerTargets) -> dict[str, Tensor
     """Signed distance, inside or outside, colour and normal at cube corners; deformation and weights stay near zero."""
     feats = cubes.feats.float()
     sdf, deform, weights, colour = feats.split([8, 24, 21, 48], 1)
-    near_surface = 1 / (0.5 + targets.sdf.abs())
+    near_surface = targets.weight / (0.5 + targets.sdf.abs())
     colour = colour.reshape(-1, 8, 6).sigmoid()
     wanted = torch.cat([targets.colours, targets.normals * 0.5 + 0.5], -1)
     weight = (targets.near & (targets.sdf.abs() < 1.5)).float()[..., None]
     return {
         "sdf": (near_surface * (sdf - targets.sdf).abs()).mean(),
-        "inside": 0.3 * F.binary_cross_entropy_with_logits(4 * sdf, (targets.sdf > 0).float()),
+        "inside": 0.3 * F.binary_cross_entropy_with_logits(4 * sdf, (targets.sdf > 0).float(), targets.weight),
         "vertex": 2 * (weight * (colour - wanted).abs()).sum() / weight.sum().clamp(min=1) / 6,
         "regular": 1e-2 * (deform.square().mean() + weights.square().mean()),
     }

@@ -17,7 +17,16 @@ from training.data.packed import PackedMesh, unpack
 from training.data.procedural import _surface, random_solid
 from training.data.scenes import cut_out, random_views, render
 from training.data.surface import SurfaceCache
-from training.data.voxels import FEATURES, above, corner_targets, occupancy, rough_support, voxelise
+from training.data.voxels import (
+    FEATURES,
+    INSIDE_WEIGHT,
+    above,
+    corner_targets,
+    inside_weights,
+    occupancy,
+    rough_support,
+    voxelise,
+)
 from training.latent_flow import cut_off, equal_rows, shuffled
 from training.metrics import align_similarity, chamfer_and_f_score, grid_f1, grid_iou, relative_rotation_errors
 
@@ -100,6 +109,30 @@ def test_signed_distance_of_a_sphere(sphere, cache):
     clear = expected.abs() > 0.3
     assert (targets.sdf.sign() == expected.sign())[clear].float().mean() > 0.995
     assert (targets.sdf - expected)[clear].abs().median() < 0.1
+
+
+def test_what_is_inside_of_thin_parts_weighs_more_than_what_is_outside():
+    resolution = 32
+    x, y, z = torch.meshgrid(*[torch.arange(resolution)] * 3, indexing="ij")
+    cubes = torch.stack([torch.zeros_like(x), x, y, z], -1).reshape(-1, 4)
+    corner = cubes[:, None, 1:] + torch.tensor([[c & 1, c >> 1 & 1, c >> 2 & 1] for c in range(8)])
+    solid = torch.zeros(1, 1, 8, 8, 8, dtype=torch.bool)
+
+    def weights(within):
+        blocks = within.reshape(8, 4, 8, 4, 8, 4, 8).float().mean((1, 3, 5, 6), keepdim=True)
+        near = ((blocks > 0) & (blocks < 1)).expand(8, 4, 8, 4, 8, 4, 1).flatten()  # the surface goes through theirs
+        found = inside_weights(cubes[near], within[near], solid)
+        assert (found[~within[near]] == 1).all()
+        return found[within[near]]
+
+    height = corner[..., 2]
+    assert (weights((height >= 15) & (height <= 16)) > 1.5).all()
+    rod = (corner[..., :2] >= 15).all(-1) & (corner[..., :2] <= 16).all(-1)
+    assert (weights(rod) == INSIDE_WEIGHT).all()
+    solid[..., :4] = True
+    for top in range(17, 20):
+        middle = weights(height <= top).reshape(32, 32, -1)[8:24, 8:24]  # the grid's end is the object's
+        assert (middle == 1).all(), "a flat side of something thick"
 
 
 def test_voxels_hold_the_samples_and_their_colour(sphere, cache):

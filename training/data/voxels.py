@@ -13,6 +13,7 @@ from training.data.surface import SurfaceCache, SurfaceSamples
 
 SAMPLE_RADIUS = 0.004  # a surface sample stands for a disc of this radius
 FINE = 4  # occupancy inside a voxel is told on this many cells per side
+INSIDE_WEIGHT = 3.0  # at most, of corners inside of thin parts
 FEATURES = 12 + 8 * 10 + FINE**3
 
 
@@ -149,11 +150,12 @@ def _nearest(values: Tensor, known: Tensor, resolution: int, reach: int = 4) -> 
 class CornerTargets:
     """Targets at the corners of cubes [M, 4] of the fine grid.
 
-    sdf [M, 8] in units of one cube (positive outside), colours and normals [M, 8, 3], and near [M, 8]: a surface sample
-    lies within reach, so colour and normal are known.
+    sdf [M, 8] in units of one cube (positive outside), what errors of it weigh [M, 8], colours and normals [M, 8, 3],
+    and near [M, 8]: a surface sample lies within reach, so colour and normal are known.
     """
 
     sdf: Tensor
+    weight: Tensor
     colours: Tensor
     normals: Tensor
     near: Tensor
@@ -162,6 +164,25 @@ class CornerTargets:
         """Those of the voxels `rows` [V], where every voxel has `each` cubes, one voxel's after another's."""
         parts = (getattr(self, field.name).unflatten(0, (-1, each)) for field in fields(self))
         return CornerTargets(*(part[rows].flatten(0, 1) for part in parts))
+
+
+def inside_weights(cubes: Tensor, inside: Tensor, solid: Tensor) -> Tensor:
+    """Weights [M, 8] of the corners of cubes [M, 4] (object, x, y, z): 1 outside, and for those that are `inside`
+    [M, 8] as many times 1 as the object fills less than a third of the 3^3 blocks around, up to `INSIDE_WEIGHT`.
+
+    Where the views leave a part's place open, each place is likelier to be outside than inside if the part is thin, and
+    all of it would vanish. What has a flat side fills a third or more. solid [B, 1, S, S, S]: whether the middle of a
+    block of `FINE`^3 cubes is inside, which counts for blocks without any of the cubes.
+    """
+    side = solid.shape[-1]
+    x, y, z = (cubes[:, 1:].long() // FINE).unbind(1)
+    block = ((cubes[:, 0].long() * side + x) * side + y) * side + z
+    sums = torch.zeros(solid.numel(), 2, device=cubes.device)
+    sums.index_add_(0, block, torch.stack([inside.float().mean(1), torch.ones_like(sums[:1, 0]).expand(len(cubes))], 1))
+    filled = torch.where(sums[:, 1] > 0, sums[:, 0] / sums[:, 1].clamp(min=1), solid.flatten().float())
+    share = F.avg_pool3d(filled.reshape(solid.shape), 3, 1, 1)
+    weight = (1 / (3 * share.clamp(min=1e-3))).clamp(1, INSIDE_WEIGHT).flatten()[block]
+    return torch.where(inside, weight[:, None], 1.0)
 
 
 # Corner order of the mesh decoder: x fastest.
@@ -224,4 +245,9 @@ def corner_targets(
     def spread(values: Tensor) -> Tensor:
         return values[back].reshape(len(cubes), 8, *values.shape[1:])
 
-    return CornerTargets(spread(sdf), spread(colours), spread(normal), spread(near))
+    blocks = -(-resolution // FINE)
+    grid = torch.cartesian_prod(*[(torch.arange(blocks, device=device) + 0.5) / blocks - 0.5] * 3)
+    owner = torch.arange(count, device=device).repeat_interleave(len(grid))
+    solid = cache.inside(instances, grid.repeat(count, 1), owner)
+    weight = inside_weights(cubes, spread(sdf < 0), solid.reshape(count, 1, blocks, blocks, blocks))
+    return CornerTargets(spread(sdf), weight, spread(colours), spread(normal), spread(near))
