@@ -4,3 +4,8 @@ Order: `pack` (objects -> one file), `structure_vae`, `image_encoder`, `vggt`, `
 `latent_flow`, `assemble`, `evaluate`. Every script takes `--minutes`, resumes from its own checkpoint, and runs at a
 tiny size on a CPU (`--tiny`).
 """
+
+import os
+
+# Idle OpenMP threads sleep instead of spinning, so that two scripts can share a machine; read when torch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

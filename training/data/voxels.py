@@ -177,8 +177,9 @@ def inside_weights(cubes: Tensor, inside: Tensor, solid: Tensor) -> Tensor:
     side = solid.shape[-1]
     x, y, z = (cubes[:, 1:].long() // FINE).unbind(1)
     block = ((cubes[:, 0].long() * side + x) * side + y) * side + z
+    shares = inside.float().mean(1)
     sums = torch.zeros(solid.numel(), 2, device=cubes.device)
-    sums.index_add_(0, block, torch.stack([inside.float().mean(1), torch.ones_like(sums[:1, 0]).expand(len(cubes))], 1))
+    sums.index_add_(0, block, torch.stack([shares, torch.ones_like(shares)], 1))
     filled = torch.where(sums[:, 1] > 0, sums[:, 0] / sums[:, 1].clamp(min=1), solid.flatten().float())
     share = F.avg_pool3d(filled.reshape(solid.shape), 3, 1, 1)
     weight = (1 / (3 * share.clamp(min=1e-3))).clamp(1, INSIDE_WEIGHT).flatten()[block]
