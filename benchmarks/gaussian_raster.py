@@ -17,8 +17,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-# Before torch starts its OpenMP pool, which numba_runtime's wait policy should govern too.
-from trellis.renderers import numba_runtime  # noqa: E402, F401, I001
+# Before torch starts its OpenMP pool, for which this sets the wait policy.
+import trellis  # noqa: E402, F401, I001
 
 import torch  # noqa: E402
 

@@ -5,7 +5,4 @@ Order: `pack` (objects -> one file), `structure_vae`, `image_encoder`, `vggt`, `
 tiny size on a CPU (`--tiny`).
 """
 
-import os
-
-# Idle OpenMP threads sleep instead of spinning, so that two scripts can share a machine; read when torch is loaded.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+import trellis  # noqa: F401  (before torch: it sets what torch reads when it is loaded)

@@ -134,10 +134,11 @@ def test_light_modules_stay_light(module):
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
-def test_the_environment_is_set_before_torch():
+@pytest.mark.parametrize("module", ["studio.cli", "training", "trellis"])
+def test_the_environment_is_set_before_torch(module):
     code = (
         "import os, sys; [os.environ.pop(k, None) for k in ('OMP_WAIT_POLICY', 'NUMBA_THREADING_LAYER')];"
-        "import studio.cli; sys.exit(os.environ['OMP_WAIT_POLICY'] != 'PASSIVE' or 'torch' in sys.modules"
+        f"import {module}; sys.exit(os.environ['OMP_WAIT_POLICY'] != 'PASSIVE' or 'torch' in sys.modules"
         " or os.environ['NUMBA_THREADING_LAYER'] != 'omp')"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

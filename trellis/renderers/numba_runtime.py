@@ -1,4 +1,4 @@
-"""The one place that imports numba: threading layer, lock, and compilation with an on-disk cache.
+"""The one place that imports numba: lock, and compilation with an on-disk cache.
 
 Kernels are declared with `kernel` and called inside `exclusive()`:
 
@@ -21,13 +21,6 @@ import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
-
-# numba reads its variable when it is first imported. "omp" is the layer of the stock wheel that survives calls from
-# several Python threads ("workqueue" aborts the process). The passive wait policy keeps idle OpenMP threads from
-# spinning on cores that other work wants, which costs up to ten times on a shared machine; the OpenMP library reads it
-# when it is loaded, so a program that imports torch earlier must set it earlier.
-os.environ.setdefault("NUMBA_THREADING_LAYER", "omp")
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def _ensure_writable_cache(source_folder: Path) -> None:
