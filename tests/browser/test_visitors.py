@@ -89,6 +89,7 @@ def test_a_reload_finds_the_settings_that_were_not_used_yet(page):
     page.click("#preset label >> text=Draft")
     page.wait_for_selector("#preset input[value=draft]:checked", timeout=WAIT)
     set_number(page, "#setting-texture_size", 2048)
+    page.wait_for_function("sessionStorage.getItem('reconstudio-settings')?.includes('2048')", timeout=WAIT)
     page.reload(timeout=WAIT)
     page.wait_for_selector("#preset input[value=draft]:checked", timeout=WAIT)
     page.errors.clear()  # Gradio's client complains of the stream that the reload cut off
