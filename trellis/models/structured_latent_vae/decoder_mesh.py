@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 CUBE_CHANNELS = 8 + 8 * 3 + 21  # signed distance and offset of the corners, FlexiCubes weights of the cube
 COLOR_CHANNELS = 8 * 6  # rgb and normal of the corners
 _ROWS_AT_ONCE = 1 << 17
+_BRIDGE, _BRIDGE_WIDTH = 4, 1.25  # voxels: the longest that joins two pieces, and where its widening has faded out
 
 
 class SparseSubdivideBlock3d(nn.Module):
@@ -94,7 +95,7 @@ class SLatMeshDecoder(SparseTransformerBase):
         representation_config: `use_color`, whether corners carry colour and normal; `sdf_bias`, what is added to signed
             distances, in cells, if not what published decoders expect; `sdf_margin` and `sdf_limit`, if present, how
             deep in cells distances have to go near each voxel, and by how much they may be lowered for that
-            (`lower_where_no_surface_is_near`).
+            (`lower_where_no_surface_is_near`); the same for gaps between pieces (`bridge_gaps`).
         num_upsamples: subdivisions of the grid.
         num_groups: groups of the norms in the upsampling; divides the widths of its blocks.
         use_fp16: run the torso in float16; input and output stay float32.
@@ -153,7 +154,7 @@ class SLatMeshDecoder(SparseTransformerBase):
 
     def to_representation(self, raw: SparseTensor) -> list[MeshExtractResult]:
         """One mesh for each sample of the batch; `raw` is from `decode_raw`."""
-        from ...representations.flexicubes import cubes_to_mesh
+        from ...representations.flexicubes import bridge_gaps, cubes_to_mesh
 
         bias, margin = self.rep_config.get("sdf_bias"), self.rep_config.get("sdf_margin")
         meshes = []
@@ -161,8 +162,12 @@ class SLatMeshDecoder(SparseTransformerBase):
             coords, cubes = raw.coords[rows, 1:], raw.feats[rows]
             if margin is not None:
                 cells, limit = self.output_resolution // self.resolution, self.rep_config["sdf_limit"]
-                sdf = lower_where_no_surface_is_near(coords, cubes[:, :8], cells, -bias - margin, limit)
-                cubes = torch.cat([sdf, cubes[:, 8:]], 1)
+                sdf = bias + lower_where_no_surface_is_near(coords, cubes[:, :8], cells, -bias - margin, limit)
+                reach, width = _BRIDGE * cells, _BRIDGE_WIDTH * cells
+                sdf = bridge_gaps(
+                    coords, sdf, self.output_resolution, reach=reach, width=width, depth=margin, limit=limit
+                )
+                cubes = torch.cat([sdf - bias, cubes[:, 8:]], 1)
             meshes.append(cubes_to_mesh(coords, cubes, self.output_resolution, sdf_bias=bias))
         return meshes
 
