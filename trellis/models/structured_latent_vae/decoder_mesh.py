@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 CUBE_CHANNELS = 8 + 8 * 3 + 21  # signed distance and offset of the corners, FlexiCubes weights of the cube
 COLOR_CHANNELS = 8 * 6  # rgb and normal of the corners
 _ROWS_AT_ONCE = 1 << 17
-_BRIDGE, _BRIDGE_WIDTH = 4, 1.25  # voxels: the longest that joins two pieces, and where its widening has faded out
+_BRIDGE, _BRIDGE_WIDTH = 4, 0.9  # voxels: the longest that joins two pieces, and where its widening has faded out
 
 
 class SparseSubdivideBlock3d(nn.Module):
