@@ -7,6 +7,8 @@ stays as it is.
 
 from __future__ import annotations
 
+from math import ceil
+
 import numpy as np
 import torch
 from scipy import ndimage, sparse
@@ -42,8 +44,12 @@ def bridge_gaps(
     needs = _ways(grid, heights, reach, depth, limit)
     if not needs.any():
         return sdf
-    distance, nearest = ndimage.distance_transform_edt(needs == 0, return_indices=True)
-    lowering = needs[tuple(nearest)] * (1 - distance / width).clip(0)
+    ways = np.argwhere(needs)
+    around = tuple(slice(max(0, low - ceil(width)), high + ceil(width) + 1)
+                   for low, high in zip(ways.min(axis=0), ways.max(axis=0), strict=True))  # fmt: skip
+    distance, nearest = ndimage.distance_transform_edt(needs[around] == 0, return_indices=True)
+    lowering = np.zeros(grid.shape)
+    lowering[around] = needs[around][tuple(nearest)] * (1 - distance / width).clip(0)
     return sdf - _to_cubes(grid, torch.from_numpy(lowering).view(-1), sdf)
 
 
