@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 import gradio as gr
 
 from studio.engine import ASSETS
+from studio.events import JobError
 from studio.pages import files, fragments
 from studio.pages.api import Api
 from studio.pages.compare import WORK as COMPARISON
@@ -27,11 +29,26 @@ from studio.pages.refine import RefinePage
 from studio.pages.sessions import Session, Sessions
 from studio.pages.theme import theme
 from studio.service import Service
+from trellis.errors import InputError
 
 _HOUR = 3600
 # The tab remembers which visitor it belongs to, so that a reload finds photos, job and result again.
 _RECALL = "() => [sessionStorage.getItem('reconstudio') || '']"
 _REMEMBER = "(key) => { sessionStorage.setItem('reconstudio', key); }"
+
+
+_OPTIONS = """It takes no options. GRADIO_SERVER_NAME and GRADIO_SERVER_PORT say at which address, and
+`python -m studio serve --help` lists what can be chosen: checkpoint, device, and what does the work on it. The README
+has everything else."""
+
+
+def main(description: str, refine_only: bool = False) -> None:
+    """What `app.py` and `app_refine.py` do: serve, or end with a sentence that says why not."""
+    argparse.ArgumentParser(description=description, epilog=_OPTIONS).parse_args()
+    try:
+        serve(refine_only=refine_only)
+    except (InputError, JobError) as error:
+        sys.exit(f"The studio cannot start. {error}")
 
 
 def build(service: Service, sessions: Sessions, host: Hosting | None = None, refine_only: bool = False) -> gr.Blocks:

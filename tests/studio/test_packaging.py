@@ -142,3 +142,9 @@ def test_the_environment_is_set_before_torch(module):
         " or os.environ['NUMBA_THREADING_LAYER'] != 'omp')"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+@pytest.mark.parametrize("app", ["app.py", "app_refine.py"])
+def test_an_option_that_an_app_does_not_have_is_refused(app):
+    run = subprocess.run([sys.executable, app, "--port", "1"], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 2 and "unrecognized arguments: --port" in run.stderr
