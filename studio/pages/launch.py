@@ -85,6 +85,7 @@ def build(service: Service, sessions: Sessions, host: Hosting | None = None, ref
         for part in parts:
             for event in (attached, gone):
                 part.on_load(event)
+        refine.fill_controls(attached)
         refine.forget_uploads(gone)
         Api(service, sessions, refine_only, host.mcp)
         page.unload(_detach(sessions))

@@ -121,7 +121,9 @@ class ReconstructPage:
         on_act(self.cameras, self._act, [], [self.cameras, self.photos.strip, self.status], queue=False)
         on_act(self.run_cameras, self._set_run_cameras, [], [self.status], queue=False)
 
-        self.kept = KeptSettings(self.preset.radio, self.controls, self._service.defaults)
+        self.kept = KeptSettings(
+            "reconstudio-settings", self.controls, self._service.defaults, self.preset.radio
+        )
         self.kept.keep_after(self.preset.connect(self.controls))
         starting = [self.generate, self.check, self.rebake, self.use_cameras]
         buttons = [self.status, *starting, self.cancel, self.empty]

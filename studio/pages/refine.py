@@ -16,6 +16,7 @@ from studio.pages import fragments, refine_view
 from studio.pages.controls import SettingControls
 from studio.pages.follow import FollowedJob, refused, stop, until_idle
 from studio.pages.html import html, live, scroll_to
+from studio.pages.kept_settings import KeptSettings
 from studio.pages.sessions import Session, Sessions
 from studio.refine_events import Refined, RefineProgress
 from studio.refine_job import RefineJob, make_refine_job
@@ -131,6 +132,7 @@ class RefinePage:
                     self.files = live(elem_id="refine-files")
 
     def _connect(self) -> None:
+        self.kept = KeptSettings("reconstudio-refine-settings", self.controls, RefineSettings())
         self.source.change(lambda which: gr.update(visible=which == _UPLOADED), self.source, self.uploads, **_LIGHT)
         buttons = [self.status, self.start, self.stop, self.empty]
         inputs = [self.source, self.asset, self.photos, self.cameras, *self.controls.components]
@@ -143,6 +145,14 @@ class RefinePage:
     def on_load(self, event: Any) -> None:
         """After an event that has attached a session: show its refinement, if there is one."""
         self._follow_after(event, self._restore)
+
+    def fill_controls(self, event: Any) -> None:
+        """After the page's load event: the settings as they were."""
+        self.kept.recall(event, self._chosen, self.controls.components)
+
+    def _chosen(self, kept: str) -> list[Any]:
+        _, settings = self.kept.read(kept) or (None, RefineSettings())
+        return self.controls.values_of(settings)
 
     def forget_uploads(self, event: Any) -> None:
         """After the session has gone: what was brought to it is not kept longer."""

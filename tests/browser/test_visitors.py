@@ -90,6 +90,9 @@ def test_a_reload_finds_the_settings_that_were_not_used_yet(page):
     page.wait_for_selector("#preset input[value=draft]:checked", timeout=WAIT)
     set_number(page, "#setting-texture_size", 2048)
     page.wait_for_function("sessionStorage.getItem('reconstudio-settings')?.includes('2048')", timeout=WAIT)
+    turn_to(page, "#pages", "Refine")
+    set_number(page, "#refine-steps", 70)
+    page.wait_for_function("sessionStorage.getItem('reconstudio-refine-settings')?.includes('70')", timeout=WAIT)
     page.reload(timeout=WAIT)
     page.wait_for_selector("#preset input[value=draft]:checked", timeout=WAIT)
     page.errors.clear()  # Gradio's client complains of the stream that the reload cut off
@@ -97,6 +100,8 @@ def test_a_reload_finds_the_settings_that_were_not_used_yet(page):
     turn_to(page, "#settings", "Model file")
     assert page.input_value("#setting-video_frames input[type=number]") == "30"
     assert page.input_value("#setting-texture_size input[type=number]") == "2048"
+    turn_to(page, "#pages", "Refine")
+    page.wait_for_function("document.querySelector('#refine-steps input[type=number]').value === '70'", timeout=WAIT)
 
 
 def test_a_reload_in_mid_job_finds_photos_job_and_result_again(browser, server, photos):

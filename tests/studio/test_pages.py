@@ -65,7 +65,7 @@ def kept_settings(values: dict) -> tuple[KeptSettings, list]:
     with gr.Blocks():
         controls = SettingControls(defaults)
         controls.add(*[setting.key for setting in leaves()])
-        kept = KeptSettings(gr.Radio(["draft", "standard"]), controls, defaults)
+        kept = KeptSettings("settings", controls, defaults, gr.Radio(["draft", "standard"]))
     return kept, controls.values_of(defaults)
 
 
@@ -75,6 +75,17 @@ def test_a_browser_gives_back_the_settings_of_the_page_that_gave_them():
     assert kept.read(json.dumps([kept.mark, "draft", *values])) == ("draft", make_settings(given))
     other, values = kept_settings({"structure_steps": 8, "seed": 5})
     assert kept.read(json.dumps([other.mark, "draft", *values])) is None
+
+
+def test_settings_without_presets_come_back_too():
+    defaults = RefineSettings(steps=70)
+    with gr.Blocks():
+        controls = SettingControls(defaults, "refine")
+        controls.add(*[setting.key for setting in leaves(RefineSettings)])
+        kept = KeptSettings("refine-settings", controls, defaults)
+    values = controls.values_of(defaults)
+    assert kept.read(json.dumps([kept.mark, *values])) == (None, defaults)
+    assert kept.read(json.dumps([kept.mark, "draft", *values])) is None
 
 
 @pytest.mark.parametrize(
