@@ -12,6 +12,10 @@ import os
 
 import torch
 import torch.distributed as dist
+
+# Before there is a group, which its functions would take for their defaults. Such a group never ends, and a thread of
+# it that lets go of a tensor while the interpreter ends aborts the process.
+import torch.distributed.nn.functional  # noqa: F401
 from torch import Tensor, nn
 
 EVERY = 8  # steps from one meeting to the next

@@ -23,6 +23,7 @@ pytestmark = needs_torch("2.6", "a group of processes on a CPU that ends reliabl
 
 ROOT = Path(__file__).resolve().parents[2]
 MEETING = """
+import os, sys
 import torch
 from torch import nn
 from training.peers import EVERY, Peers
@@ -41,7 +42,12 @@ torch.testing.assert_close(net.weight.detach(), mean)
 assert peers.agreed(0.25 + peers.rank, EVERY) == 0.25
 assert peers.agreed(0.75, EVERY + 1) == 0.25
 assert peers.agreed(0.5 + peers.rank, 2 * EVERY) == 0.5
+net(torch.ones(1, 2)).sum().backward()
+torch.optim.AdamW([net.weight], fused=True).step()  # which has torch import a good deal more
 peers.leave()
+if sys.platform == "linux":
+    threads = [open(f"/proc/self/task/{task}/comm").read() for task in os.listdir("/proc/self/task")]
+    assert not any("gloo" in name for name in threads), threads
 """
 
 
