@@ -132,7 +132,7 @@ class RefinePage:
                     self.files = live(elem_id="refine-files")
 
     def _connect(self) -> None:
-        self.kept = KeptSettings("reconstudio-refine-settings", self.controls, RefineSettings())
+        self._kept = KeptSettings("reconstudio-refine-settings", self.controls, RefineSettings())
         self.source.change(lambda which: gr.update(visible=which == _UPLOADED), self.source, self.uploads, **_LIGHT)
         buttons = [self.status, self.start, self.stop, self.empty]
         inputs = [self.source, self.asset, self.photos, self.cameras, *self.controls.components]
@@ -148,10 +148,10 @@ class RefinePage:
 
     def fill_controls(self, event: Any) -> None:
         """After the page's load event: the settings as they were."""
-        self.kept.recall(event, self._chosen, self.controls.components)
+        self._kept.recall(event, self._chosen, self.controls.components)
 
     def _chosen(self, kept: str) -> list[Any]:
-        _, settings = self.kept.read(kept) or (None, RefineSettings())
+        _, settings = self._kept.read(kept) or (None, RefineSettings())
         return self.controls.values_of(settings)
 
     def forget_uploads(self, event: Any) -> None:

@@ -162,7 +162,7 @@ class SLatMeshDecoder(SparseTransformerBase):
             coords, cubes = raw.coords[rows, 1:], raw.feats[rows]
             if margin is not None:
                 cells, limit = self.output_resolution // self.resolution, self.rep_config["sdf_limit"]
-                sdf = bias + lower_where_no_surface_is_near(coords, cubes[:, :8], cells, -bias - margin, limit)
+                sdf = lower_where_no_surface_is_near(coords, cubes[:, :8] + bias, cells, -margin, limit)
                 reach, width = _BRIDGE * cells, _BRIDGE_WIDTH * cells
                 sdf = bridge_gaps(
                     coords, sdf, self.output_resolution, reach=reach, width=width, depth=margin, limit=limit
